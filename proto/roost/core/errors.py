@@ -1,0 +1,146 @@
+"""Errors that travel through every layer, with codes that no transport owns.
+
+The tree::
+
+    RoostError
+    ├── InvalidArgument
+    ├── NotFound
+    ├── AlreadyExists
+    ├── FailedPrecondition
+    ├── ResourceExhausted
+    ├── Unavailable
+    ├── DeadlineExceeded
+    ├── Cancelled
+    ├── Aborted
+    ├── Unauthenticated
+    ├── PermissionDenied
+    ├── Unimplemented
+    └── Internal
+
+The codes are google.rpc's. ``roost.server`` maps them to HTTP and gRPC statuses, nothing else does.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Code(StrEnum):
+    """A neutral reason for a failure, named as in google.rpc.Code."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    CANCELLED = "CANCELLED"
+    ABORTED = "ABORTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
+    INTERNAL = "INTERNAL"
+
+
+class RoostError(Exception):
+    """An error whose message may be shown to a client: no paths, keys or memory names in it.
+
+    Args:
+        message: What went wrong, in one sentence.
+        retry_after_s: When trying again may help, in seconds; None if it is not known.
+    """
+
+    code: ClassVar[Code] = Code.INTERNAL
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgument(RoostError):
+    """The request is wrong whatever the state of the server."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class NotFound(RoostError):
+    """There is no such model, version or resource."""
+
+    code = Code.NOT_FOUND
+
+
+class AlreadyExists(RoostError):
+    """The resource is there already."""
+
+    code = Code.ALREADY_EXISTS
+
+
+class FailedPrecondition(RoostError):
+    """The server is not in the state that the call needs."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class ResourceExhausted(RoostError):
+    """A limit of memory, queue or bytes is reached."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class Unavailable(RoostError):
+    """The model or the server can't answer now."""
+
+    code = Code.UNAVAILABLE
+
+
+class DeadlineExceeded(RoostError):
+    """The time for the request ran out."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class Cancelled(RoostError):
+    """The caller went away."""
+
+    code = Code.CANCELLED
+
+
+class Aborted(RoostError):
+    """The operation lost against a concurrent one."""
+
+    code = Code.ABORTED
+
+
+class Unauthenticated(RoostError):
+    """The caller did not say who they are."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(RoostError):
+    """The caller may not do this."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class Unimplemented(RoostError):
+    """The server does not know how to do this."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class Internal(RoostError):
+    """A defect of the server or a failure inside a model."""
+
+    code = Code.INTERNAL
+
+
+_CLASSES: dict[Code, type[RoostError]] = {cls.code: cls for cls in RoostError.__subclasses__()}
+
+
+def error_of(code: Code, message: str, *, retry_after_s: float | None = None) -> RoostError:
+    """Makes the error of a code, for errors that arrive over a link as (code, message)."""
+    return _CLASSES[code](message, retry_after_s=retry_after_s)

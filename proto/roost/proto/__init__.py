@@ -1,0 +1,1 @@
+"""The wire contract: protobuf messages in a descriptor pool of their own."""

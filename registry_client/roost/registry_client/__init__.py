@@ -1,0 +1,1 @@
+"""Where models come from: repositories, configuration files and digests."""

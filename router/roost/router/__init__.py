@@ -1,0 +1,1 @@
+"""The middle: traffic, admission, mesh, placement, eviction, batching, worker link and stores."""

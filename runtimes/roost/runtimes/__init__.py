@@ -1,0 +1,1 @@
+"""The worker process and one adapter module per framework."""

@@ -1,0 +1,1 @@
+"""The edge: command line, configuration, lifecycle, REST, gRPC, admin and metrics."""
