@@ -19,6 +19,7 @@ class RequestContext:
         caller: Who asks, for logs.
         priority: 0 is the model's default; 1 is the highest.
         traceparent: The W3C trace context header, if any.
+        served_by: Name and version of the model it was resolved to; empty if it was not.
         queued: When it entered its model's queue.
         load_wait_s: How much of its wait was for a load.
         run_started: When the worker began with it.
@@ -30,6 +31,7 @@ class RequestContext:
     caller: str = ""
     priority: int = 0
     traceparent: str = ""
+    served_by: tuple[str, str] = ("", "")
     queued: float = 0.0
     load_wait_s: float = 0.0
     run_started: float = 0.0

@@ -21,8 +21,8 @@ class ByteBudget:
         """
         if self.used_bytes + size_bytes > self.limit_bytes:
             raise ResourceExhausted(
-                f"the server holds {format_bytes(self.used_bytes)} of request bodies, another {format_bytes(size_bytes)} "
-                f"would pass its limit of {format_bytes(self.limit_bytes)}",
+                f"the server holds {format_bytes(self.used_bytes)} of request bodies, "
+                f"another {format_bytes(size_bytes)} would pass its limit of {format_bytes(self.limit_bytes)}",
                 retry_after_s=1.0,
             )
         self.used_bytes += size_bytes

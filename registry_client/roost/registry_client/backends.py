@@ -1,0 +1,64 @@
+"""Which runtimes there are, and what a configuration or a file name says about which one a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from roost.core.errors import InvalidArgument
+
+KNOWN_BACKENDS: Mapping[str, str] = {"onnxruntime": "model.onnx", "dummy": "model.dummy"}
+"""Default name of the model file by backend."""
+
+PLATFORMS: Mapping[str, str] = {"onnxruntime": "onnxruntime_onnx"}
+"""The older ``platform`` word for a backend, where one exists."""
+
+DEFAULT_BACKEND = "onnxruntime"
+
+_BACKEND_OF_PLATFORM = {platform: backend for backend, platform in PLATFORMS.items()}
+_BACKEND_OF_SUFFIX = {PurePosixPath(file).suffix: backend for backend, file in KNOWN_BACKENDS.items()}
+
+
+def backend_of_file(file_name: str) -> str:
+    """The backend that reads a file of this name; empty if none does."""
+    return _BACKEND_OF_SUFFIX.get(PurePosixPath(file_name).suffix, "")
+
+
+def backend_of_files(file_names: Iterable[str]) -> str:
+    """The backend that reads the first file that one does, default names before others; empty if none does."""
+    found = sorted((name for name in file_names if backend_of_file(name)), key=lambda n: (n not in _DEFAULTS, n))
+    return backend_of_file(found[0]) if found else ""
+
+
+_DEFAULTS = frozenset(KNOWN_BACKENDS.values())
+
+
+def resolve_backend(backend: str, platform: str, file_name: str, detected: str = "") -> str:
+    """Decides which backend a model needs.
+
+    Args:
+        backend: ``backend`` of the configuration, may be empty.
+        platform: ``platform`` of the configuration, may be empty.
+        file_name: ``default_model_filename`` of the configuration, may be empty.
+        detected: What the files of the model hint at, may be empty.
+
+    Raises:
+        InvalidArgument: If backend or platform are unknown, or contradict each other.
+    """
+    known = ", ".join(sorted(KNOWN_BACKENDS))
+    if backend and backend not in KNOWN_BACKENDS:
+        raise InvalidArgument(f"backend '{_shown(backend)}' is not supported; known backends: {known}")
+    if not platform:
+        return backend or backend_of_file(file_name) or detected or DEFAULT_BACKEND
+    # Some repositories write the backend's name as the platform.
+    of_platform = _BACKEND_OF_PLATFORM.get(platform, platform if platform in KNOWN_BACKENDS else "")
+    if not of_platform:
+        platforms = ", ".join(sorted(_BACKEND_OF_PLATFORM))
+        raise InvalidArgument(f"platform '{_shown(platform)}' is not supported; known platforms: {platforms}")
+    if backend and backend != of_platform:
+        raise InvalidArgument(f"backend '{backend}' contradicts platform '{_shown(platform)}'")
+    return of_platform
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "..."

@@ -1,0 +1,92 @@
+"""The effective configuration that the config call shows: what was written, with the defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from roost.core.tensors import DATATYPES, Signature, TensorSpec
+from roost.proto import model_config_pb2 as mc
+from roost.registry_client.backends import PLATFORMS
+from roost.registry_client.description import ModelDescription
+
+
+def complete_config(
+    description: ModelDescription, signature: Signature, version_names: Sequence[str] = ()
+) -> mc.ModelConfig:
+    """Fills a configuration's defaults as Triton does, except that ``max_batch_size`` stays as written.
+
+    The result can be sent back as the configuration of a load call: it describes the same model. For that
+    reason a tensor that has nothing but a batch dimension keeps empty dims, where Triton writes ``[1]`` and
+    a reshape.
+
+    Args:
+        description: The model's description.
+        signature: Its effective signature, shapes with the batch dimension.
+        version_names: The versions there are; a ModelConfig has no place for them (metadata has).
+
+    Returns:
+        A message of its own that the caller may change.
+    """
+    del version_names
+    config = mc.ModelConfig()
+    config.CopyFrom(description.config)
+    config.backend = description.backend
+    config.platform = config.platform or PLATFORMS.get(description.backend, "")
+    config.default_model_filename = description.model_file
+    if config.version_policy.WhichOneof("policy_choice") in (None, "latest"):
+        config.version_policy.latest.num_versions = max(config.version_policy.latest.num_versions, 1)
+    _complete_tensors(config, description, signature)
+    _complete_optimization(config.optimization)
+    _complete_instance_groups(config)
+    if (
+        config.HasField("dynamic_batching")
+        and config.max_batch_size
+        and not config.dynamic_batching.preferred_batch_size
+    ):
+        config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
+    return config
+
+
+def _complete_tensors(config: mc.ModelConfig, description: ModelDescription, signature: Signature) -> None:
+    batched = description.max_batch_size > 0
+    inputs = {item.name: item for item in description.config.input}
+    outputs = {item.name: item for item in description.config.output}
+    del config.input[:]
+    del config.output[:]
+    for spec in signature.inputs:
+        item = config.input.add()
+        if spec.name in inputs:
+            item.CopyFrom(inputs[spec.name])
+        item.optional = spec.optional
+        _complete_tensor(item, spec, batched)
+    for spec in signature.outputs:
+        item_out = config.output.add()
+        if spec.name in outputs:
+            item_out.CopyFrom(outputs[spec.name])
+        _complete_tensor(item_out, spec, batched)
+
+
+def _complete_tensor(item: mc.ModelInput | mc.ModelOutput, spec: TensorSpec, batched: bool) -> None:
+    item.name = spec.name
+    item.data_type = cast("mc.DataType", mc.DataType.Value(DATATYPES[spec.datatype].config_name))
+    del item.dims[:]
+    item.dims.extend(spec.shape[1:] if batched else spec.shape)
+
+
+def _complete_optimization(optimization: mc.ModelOptimizationPolicy) -> None:
+    if not optimization.HasField("input_pinned_memory"):
+        optimization.input_pinned_memory.enable = True
+    if not optimization.HasField("output_pinned_memory"):
+        optimization.output_pinned_memory.enable = True
+
+
+def _complete_instance_groups(config: mc.ModelConfig) -> None:
+    # A default group carries the model's name, a written one without a name its position behind it.
+    if not config.instance_group:
+        config.instance_group.add(name=config.name)
+    for position, group in enumerate(config.instance_group):
+        group.name = group.name or f"{config.name}_{position}"
+        group.count = max(group.count, 1)
+        if group.kind == mc.ModelInstanceGroup.KIND_AUTO:
+            group.kind = mc.ModelInstanceGroup.KIND_CPU

@@ -1,0 +1,127 @@
+"""Parsing of model configurations: ``config.pbtxt`` and the JSON form that load calls carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf import json_format, text_format
+from roost.core.errors import InvalidArgument
+from roost.proto import model_config_pb2 as mc
+from roost.registry_client.backends import KNOWN_BACKENDS, resolve_backend
+from roost.registry_client.policy import ModelPolicy
+from roost.registry_client.validation import check_config
+
+MAX_CONFIG_BYTES = 1 << 20
+
+_MAX_REASON_CHARACTERS = 300
+_TEXT_SOURCE = "config.pbtxt"
+_JSON_SOURCE = "model config"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is known of a model without loading it; nobody changes ``config``.
+
+    Attributes:
+        config: The configuration as written, with the name filled.
+        backend: A key of ``KNOWN_BACKENDS``.
+        policy: What the owner asks for.
+        max_batch_size: 0 if the model's tensors have no batch dimension that the server may use.
+    """
+
+    config: mc.ModelConfig
+    backend: str
+    policy: ModelPolicy
+    max_batch_size: int
+
+    @property
+    def model_file(self) -> str:
+        """Name of the model file in a version's folder."""
+        return self.config.default_model_filename or KNOWN_BACKENDS[self.backend]
+
+
+def parse_config_text(text: str, name: str, *, detected_backend: str = "") -> ModelDescription:
+    """Reads the text of a ``config.pbtxt``.
+
+    Args:
+        text: Protobuf text format; may be empty.
+        name: The model's name, which a name in the text must equal.
+        detected_backend: The backend that the model's files hint at, for texts that name none.
+
+    Raises:
+        InvalidArgument: If it can't be understood or asks for what can't be done; the text has the line if
+            it is known.
+    """
+    _check_size(text, _TEXT_SOURCE)
+    config = mc.ModelConfig()
+    try:
+        text_format.Parse(text, config)
+    except text_format.ParseError as error:
+        raise InvalidArgument(_text_reason(text, error)) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidArgument(f"{_TEXT_SOURCE}: {_tidy(str(error))}") from None
+    return _describe(config, name, _TEXT_SOURCE, detected_backend)
+
+
+def parse_config_json(text: str, name: str, *, detected_backend: str = "") -> ModelDescription:
+    """Reads a configuration in JSON; integers may be strings, enumerations are names.
+
+    Args:
+        text: A JSON object.
+        name: The model's name, which a name in the text must equal.
+        detected_backend: The backend that the model's files hint at, for texts that name none.
+
+    Raises:
+        InvalidArgument: If it can't be understood, has unknown fields or asks for what can't be done.
+    """
+    _check_size(text, _JSON_SOURCE)
+    # The parser takes lists and strings for objects here and there; at least the outermost must be one.
+    if not text.lstrip(" \t\r\n").startswith("{"):
+        raise InvalidArgument(f"{_JSON_SOURCE}: not a JSON object")
+    config = mc.ModelConfig()
+    try:
+        json_format.Parse(text, config)
+    except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidArgument(f"{_JSON_SOURCE}: {_tidy(str(error))}") from None
+    return _describe(config, name, _JSON_SOURCE, detected_backend)
+
+
+def _describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> ModelDescription:
+    if config.name and config.name != name:
+        raise InvalidArgument(f"{source}: name '{_tidy(config.name)}' is not the model's name '{name}'")
+    config.name = name
+    try:
+        # First what is not supported at all: an ensemble's missing backend is not its problem.
+        check_config(config)
+        backend = resolve_backend(config.backend, config.platform, config.default_model_filename, detected)
+        if config.model_transaction_policy.decoupled and backend != "dummy":
+            raise InvalidArgument(f"decoupled models are not supported by backend '{backend}'")
+        policy = ModelPolicy.from_parameters({key: value.string_value for key, value in config.parameters.items()})
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{source}: {_tidy(error.message)}") from None
+    return ModelDescription(config, backend, policy, config.max_batch_size)
+
+
+def _check_size(text: str, source: str) -> None:
+    # Characters are bytes or fewer than bytes, so this never refuses what a limit of bytes lets through.
+    if len(text) > MAX_CONFIG_BYTES:
+        raise InvalidArgument(f"{source}: larger than the limit of {MAX_CONFIG_BYTES} bytes")
+
+
+def _text_reason(text: str, error: text_format.ParseError) -> str:
+    """Rewrites ``line:column : 'the whole line': what is wrong`` without the line, which may be long."""
+    line, column = error.GetLine(), error.GetColumn()
+    message = str(error)
+    if line is None:
+        return f"{_TEXT_SOURCE}: {_tidy(message)}"
+    message = message.removeprefix(f"{line}:{column} : ")
+    lines = text.split("\n")
+    if 0 < line <= len(lines):
+        message = message.removeprefix(f"'{lines[line - 1]}': ")
+    message = message.removeprefix("'': ")
+    return f"{_TEXT_SOURCE} line {line}, column {column}: {_tidy(message)}"
+
+
+def _tidy(message: str) -> str:
+    line = "".join(c if c.isprintable() else "?" for c in message.split("\n", 1)[0]).strip()
+    return line if len(line) <= _MAX_REASON_CHARACTERS else line[:_MAX_REASON_CHARACTERS] + "..."

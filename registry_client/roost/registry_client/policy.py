@@ -1,0 +1,128 @@
+"""What the owner of a model asks of the server, written as ``roost.*`` parameters of its ``config.pbtxt``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from roost.core.errors import InvalidArgument
+from roost.core.names import is_name
+from roost.core.units import parse_bytes
+
+PREFIX = "roost."
+MAX_COPIES = 1024
+MAX_PRIORITY = 1000
+MAX_LABELS = 64
+MAX_LABEL_CHARACTERS = 256
+
+_MAX_MEMORY_BYTES = 2**50
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPolicy:
+    """How a model wants to be treated.
+
+    Attributes:
+        memory_bytes: Private memory that an instance needs, as declared; None if the server is to find out.
+        pin: Whether its instances are never evicted.
+        min_copies: How many instances there are at least, even without requests.
+        max_copies: How many there are at most; None for no limit but memory.
+        priority: Higher is more important; 0 is normal.
+        labels: Free words for selecting models.
+    """
+
+    memory_bytes: int | None = None
+    pin: bool = False
+    min_copies: int = 0
+    max_copies: int | None = None
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> ModelPolicy:
+        """Reads the ``roost.*`` parameters; others belong to the runtime and are left alone.
+
+        Raises:
+            InvalidArgument: If one is unknown or makes no sense; the text names it.
+        """
+        values: dict[str, Any] = {}
+        for key in sorted(parameters):
+            if not key.startswith(PREFIX):
+                continue
+            name = key.removeprefix(PREFIX)
+            if name not in _READERS:
+                known = ", ".join(PREFIX + known for known in _READERS)
+                raise InvalidArgument(f"unknown parameter '{_shown(key)}'; known ones: {known}")
+            try:
+                values[name] = _READERS[name](parameters[key].strip())
+            except ValueError as error:
+                raise InvalidArgument(f"parameter '{key}': {error}") from None
+        policy = cls(**values)
+        if policy.max_copies is not None and policy.min_copies > policy.max_copies:
+            raise InvalidArgument(
+                f"parameter 'roost.min_copies': {policy.min_copies} is more than 'roost.max_copies' {policy.max_copies}"
+            )
+        return policy
+
+
+def _read_memory(text: str) -> int:
+    try:
+        size = parse_bytes(text if len(text) <= 64 else "")
+    except OverflowError:
+        size = _MAX_MEMORY_BYTES + 1
+    except ValueError:
+        # The text is repeated in full by parse_bytes; it may be long.
+        raise ValueError(f"'{_shown(text)}' is not a size such as 512MiB or 4096") from None
+    if not 0 < size <= _MAX_MEMORY_BYTES:
+        raise ValueError(f"'{_shown(text)}' is not between 1 byte and 1024 TiB")
+    return size
+
+
+def _read_pin(text: str) -> bool:
+    word = text.lower()
+    if word not in ("true", "false", "1", "0"):
+        raise ValueError(f"'{_shown(text)}' is not true or false")
+    return word in ("true", "1")
+
+
+def _integer_reader(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        digits = text.removeprefix("-")
+        # int() also takes blanks, underscores and digits of other scripts, which are mistakes here.
+        plain = digits.isascii() and digits.isdigit() and len(digits) <= 9
+        if not plain or not low <= int(text) <= high:
+            raise ValueError(f"'{_shown(text)}' is not an integer from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _read_labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or not is_name(key):
+            raise ValueError(f"'{_shown(item)}' is not of the form name=value")
+        if key in labels:
+            raise ValueError(f"'{key}' is given twice")
+        if len(value) > MAX_LABEL_CHARACTERS or not value.isprintable():
+            raise ValueError(f"the value of '{key}' is not printable text of at most {MAX_LABEL_CHARACTERS} characters")
+        labels[key] = value
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"{len(labels)} labels are over the limit of {MAX_LABELS}")
+    return labels
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "memory_bytes": _read_memory,
+    "pin": _read_pin,
+    "min_copies": _integer_reader(0, MAX_COPIES),
+    "max_copies": _integer_reader(1, MAX_COPIES),
+    "priority": _integer_reader(-MAX_PRIORITY, MAX_PRIORITY),
+    "labels": _read_labels,
+}

@@ -1,0 +1,228 @@
+"""Model repositories on a local file system, in the layout that Triton made common.
+
+::
+
+    <repository>/<model>/config.pbtxt            optional
+    <repository>/<model>/<version>/model.onnx    versions are positive integers
+    <repository>/<model>/model.onnx              no version folders: this is version 1
+
+A repository is listed with one directory read, whatever is in it; a model's folder is looked at when the
+model is needed. All methods block.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from roost.core.names import is_name, version_order
+from roost.registry_client.backends import backend_of_file, backend_of_files
+from roost.registry_client.digest import CONFIG_FILE, Artifact, DigestCache, Stamp, digest_files, stamp_files
+from roost.registry_client.files import read_small_file, reason, shown
+from roost.registry_client.model_config import MAX_CONFIG_BYTES, ModelDescription, parse_config_text
+
+_log = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"[1-9][0-9]{0,18}\Z")
+_MAX_VERSION = 2**63 - 1
+_MAX_NAMES_LOGGED = 100
+
+
+class LocalRepository:
+    """A folder of model folders.
+
+    Args:
+        path: The folder; a relative one is resolved now.
+
+    Raises:
+        FailedPrecondition: If it is not an existing folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._logged: set[str] = set()
+        self._lock = threading.Lock()
+        if not self.path.is_dir():
+            what = "is not a folder" if self.path.exists() else "does not exist"
+            raise FailedPrecondition(f"model repository '{shown(self.path.name)}' {what}")
+
+    def scan(self) -> list[str]:
+        """Lists the models, sorted; nothing in their folders is looked at.
+
+        Folders whose names can't be model names are left out and logged once.
+
+        Raises:
+            FailedPrecondition: If the repository can't be read.
+        """
+        names: list[str] = []
+        refused: list[str] = []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(".") and _is_folder(entry):
+                        (names if is_name(entry.name) else refused).append(entry.name)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"model repository '{shown(self.path.name)}' can't be read: {reason(error)}"
+            ) from None
+        self._log_refused(refused)
+        return sorted(names)
+
+    def open_model(self, name: str) -> ModelFolder:
+        """Returns a model's folder.
+
+        Raises:
+            NotFound: If there is none. A name that could lead out of the repository never reaches the disk.
+        """
+        if is_name(name):
+            path = self.path / name
+            if os.path.isdir(path):
+                return ModelFolder(name, path)
+        raise NotFound(f"model '{shown(name)}' is not in the model repository")
+
+    def _log_refused(self, names: list[str]) -> None:
+        with self._lock:
+            for name in sorted(names):
+                if name in self._logged or len(self._logged) >= _MAX_NAMES_LOGGED:
+                    continue
+                self._logged.add(name)
+                _log.warning("folder %r is no model: the name is not valid", shown(name))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model's folder, as it is on the disk at each call.
+
+    Attributes:
+        name: The model's name.
+        path: The folder.
+    """
+
+    name: str
+    path: Path
+
+    def versions(self) -> list[str]:
+        """Lists the version folders in ascending order; without any, a model file in the folder is version 1.
+
+        Raises:
+            NotFound: If the folder is gone.
+        """
+        versions, files = self._list()
+        if not versions and any(map(backend_of_file, files)):
+            return ["1"]
+        return versions
+
+    def detect_backend(self) -> str:
+        """The backend that the newest version's files hint at; empty if they don't.
+
+        Raises:
+            NotFound: If the folder is gone.
+        """
+        versions, files = self._list()
+        if versions:
+            try:
+                files = os.listdir(self.path / versions[-1])
+            except OSError:
+                return ""  # what is wrong with the version is said when it is loaded
+        return backend_of_files(files)
+
+    def load_config(self) -> ModelDescription:
+        """Reads ``config.pbtxt`` if there is one, and describes the model.
+
+        Raises:
+            InvalidArgument: If the file can't be read or understood, or asks for what can't be done.
+            NotFound: If the folder is gone.
+            FailedPrecondition: If the folder can't be read.
+        """
+        detected = self.detect_backend()
+        path = str(self.path / CONFIG_FILE)
+        if not os.path.lexists(path):
+            return parse_config_text("", self.name, detected_backend=detected)
+        try:
+            data = read_small_file(path, CONFIG_FILE, MAX_CONFIG_BYTES)
+        except FailedPrecondition as error:
+            raise InvalidArgument(error.message) from None
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise InvalidArgument(f"{CONFIG_FILE} line {line}: not UTF-8 text") from None
+        return parse_config_text(text, self.name, detected_backend=detected)
+
+    def artifact(self, version: str, description: ModelDescription, cache: DigestCache) -> Artifact:
+        """Finds a version's files and computes their digest; files that are in the cache are not read.
+
+        Raises:
+            NotFound: If there is no such version.
+            FailedPrecondition: If its files can't be used; the text says why.
+        """
+        root = self._root(version)
+        stamp = stamp_files(root)
+        path = self._model_file(root, version, description.model_file, stamp)
+        digest = digest_files(root, stamp, cache)
+        return Artifact(path, root, digest, sum(file.size for file in stamp), stamp)
+
+    def stamp(self, version: str, description: ModelDescription) -> Stamp:
+        """The stamp that ``artifact`` would have, without reading a file.
+
+        Raises:
+            NotFound: If there is no such version.
+            FailedPrecondition: If its files can't be used; the text says why.
+        """
+        root = self._root(version)
+        stamp = stamp_files(root)
+        self._model_file(root, version, description.model_file, stamp)
+        return stamp
+
+    def _list(self) -> tuple[list[str], list[str]]:
+        """Version folders in ascending order, and the names of everything else that is not hidden."""
+        versions: list[str] = []
+        others: list[str] = []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if is_version(entry.name) and _is_folder(entry):
+                        versions.append(entry.name)
+                    elif not entry.name.startswith("."):
+                        others.append(entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"model '{self.name}' is not in the model repository any more") from None
+        except OSError as error:
+            raise FailedPrecondition(f"the folder of model '{self.name}' can't be read: {reason(error)}") from None
+        return sorted(versions, key=version_order), others
+
+    def _root(self, version: str) -> str:
+        if is_version(version):
+            versions, files = self._list()
+            if version in versions:
+                return str(self.path / version)
+            if not versions and version == "1" and any(map(backend_of_file, files)):
+                return str(self.path)
+        raise NotFound(f"model '{self.name}' has no version '{shown(version)}'")
+
+    def _model_file(self, root: str, version: str, file_name: str, stamp: Stamp) -> str:
+        names = {file.name for file in stamp}
+        # A model with external data may also be a folder of the file's name with the file in it.
+        for candidate in (file_name, f"{file_name}/{file_name}"):
+            if candidate in names:
+                return os.path.join(root, candidate)
+        others = sorted(name for name in names if backend_of_file(name))
+        hint = f"; found '{shown(others[0])}': rename it or set default_model_filename" if others else ""
+        raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{file_name}'{hint}")
+
+
+def is_version(name: str) -> bool:
+    """Whether a folder of this name holds a version: a positive integer of 64 bits without leading zeros."""
+    return _VERSION.match(name) is not None and int(name) <= _MAX_VERSION
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or one that leads where we may not look
+        return False

@@ -1,0 +1,121 @@
+"""Checks of a model configuration that need nothing but the configuration.
+
+The rules are those of Triton's model configuration; what Roost can't do is refused here, so that a model
+never serves with a part of its configuration ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+from roost.core.errors import InvalidArgument
+from roost.core.tensors import MAX_RANK
+from roost.proto import model_config_pb2 as mc
+
+
+def check_config(config: mc.ModelConfig) -> None:
+    """Checks a configuration as written, before anything is completed.
+
+    Raises:
+        InvalidArgument: If it contradicts itself or asks for what can't be done.
+    """
+    _check_supported(config)
+    _check_enums(config)
+    if config.max_batch_size < 0:
+        raise InvalidArgument(f"max_batch_size is {config.max_batch_size}; it must not be negative")
+    _check_tensors("input", config.input)
+    _check_tensors("output", config.output)
+    _check_version_policy(config.version_policy)
+    if config.HasField("dynamic_batching"):
+        _check_dynamic_batching(config.dynamic_batching, config.max_batch_size)
+    for group in config.instance_group:
+        if group.count < 0:
+            raise InvalidArgument(f"instance_group: count is {group.count}; it must not be negative")
+    _check_file_name(config.default_model_filename)
+
+
+def _check_supported(config: mc.ModelConfig) -> None:
+    if config.HasField("ensemble_scheduling") or config.platform == "ensemble":
+        raise InvalidArgument("ensemble_scheduling is not supported yet")
+    if config.HasField("sequence_batching"):
+        raise InvalidArgument("sequence_batching is not supported yet")
+    if config.batch_input:
+        raise InvalidArgument("batch_input is not supported yet")
+    if config.batch_output:
+        raise InvalidArgument("batch_output is not supported yet")
+    tensors: list[mc.ModelInput | mc.ModelOutput] = [*config.input, *config.output]
+    reshaped = [tensor.name for tensor in tensors if tensor.HasField("reshape")]
+    if reshaped:
+        raise InvalidArgument(f"reshape (of '{reshaped[0]}') is not supported yet")
+
+
+def _check_enums(message: Message) -> None:
+    """Refuses numbers that no enumeration has a name for; JSON and protobuf let them through."""
+    fields: list[tuple[Any, Any]] = list(message.ListFields())
+    for field, value in fields:
+        if field.enum_type is not None:
+            if value not in field.enum_type.values_by_number:
+                raise InvalidArgument(f"{field.name} has no value {value}")
+        elif field.message_type is not None:
+            for part in _messages(value):
+                _check_enums(part)
+
+
+def _messages(value: Any) -> Iterable[Message]:
+    if isinstance(value, Message):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value
+    return [part for part in parts if isinstance(part, Message)]
+
+
+def _check_tensors(kind: str, tensors: Iterable[mc.ModelInput] | Iterable[mc.ModelOutput]) -> None:
+    names: set[str] = set()
+    for tensor in tensors:
+        if not tensor.name:
+            raise InvalidArgument(f"an {kind} has no name")
+        if tensor.name in names:
+            raise InvalidArgument(f"{kind} '{tensor.name}' is listed twice")
+        names.add(tensor.name)
+        if len(tensor.dims) >= MAX_RANK:
+            raise InvalidArgument(f"{kind} '{tensor.name}': {len(tensor.dims)} dims are over the limit of {MAX_RANK}")
+        wrong = [dim for dim in tensor.dims if dim < -1 or dim == 0]
+        if wrong:
+            raise InvalidArgument(f"{kind} '{tensor.name}': dims must be positive or -1, not {wrong[0]}")
+
+
+def _check_version_policy(policy: mc.ModelVersionPolicy) -> None:
+    if not policy.HasField("specific"):
+        return
+    if not policy.specific.versions:
+        raise InvalidArgument("version_policy: specific lists no versions")
+    wrong = [version for version in policy.specific.versions if version < 1]
+    if wrong:
+        raise InvalidArgument(f"version_policy: versions must be positive, not {wrong[0]}")
+
+
+def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: int) -> None:
+    for size in batching.preferred_batch_size:
+        if not 1 <= size <= max_batch_size:
+            raise InvalidArgument(
+                f"dynamic_batching: preferred_batch_size {size} is not from 1 to max_batch_size {max_batch_size}"
+            )
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels and not 1 <= default <= levels:
+        raise InvalidArgument(
+            f"dynamic_batching: default_priority_level {default} is not from 1 to priority_levels {levels}"
+        )
+    if levels > 1 and batching.preserve_ordering:
+        raise InvalidArgument("dynamic_batching: preserve_ordering is not possible with several priority_levels")
+    wrong = [level for level in batching.priority_queue_policy if not 1 <= level <= levels]
+    if wrong:
+        raise InvalidArgument(
+            f"dynamic_batching: priority_queue_policy {min(wrong)} is not from 1 to priority_levels {levels}"
+        )
+
+
+def _check_file_name(name: str) -> None:
+    # It is joined to the version's folder, so it must be a name in it and nothing else.
+    if name and ("/" in name or name.startswith(".") or not name.isprintable() or len(name) > 255):
+        raise InvalidArgument("default_model_filename must be the plain name of a file in the version's folder")

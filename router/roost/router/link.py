@@ -1,0 +1,182 @@
+"""Step 7 of the data path, the router's end: frames to and from one worker over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from roost.core import frames
+from roost.core.errors import Unavailable, error_of
+from roost.core.frames import FrameError, FrameType, Header, Run
+from roost.core.tensors import Buffer
+
+log = logging.getLogger(__name__)
+
+READ_BUFFER_BYTES = 1 << 18
+
+
+class LinkListener(Protocol):
+    """Who is told what a worker says. Calls come on the event loop and must not raise."""
+
+    def on_hello(self, hello: dict[str, Any]) -> None:
+        """The worker is up."""
+
+    def on_started(self, run: int) -> None:
+        """A run has begun."""
+
+    def on_response(self, run: int, response: frames.Response) -> None:
+        """A run has answered; the tensors are views on memory that is theirs alone."""
+
+    def on_run_error(self, run: int, error: Exception) -> None:
+        """A run has failed."""
+
+    def on_lost(self, link: WorkerLink) -> None:
+        """The worker is gone, or talks nonsense; called once."""
+
+
+class WorkerLink(asyncio.BufferedProtocol):
+    """The router's end of the link to one worker.
+
+    Small frames are read many at a time into one buffer and copied out; a large payload is read straight into
+    memory of its own, so that its tensors are never copied again.
+    """
+
+    def __init__(self, listener: LinkListener) -> None:
+        self._listener = listener
+        self._transport: asyncio.Transport | None = None
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._buffer = bytearray(READ_BUFFER_BYTES)
+        self._filled = 0
+        self._header: Header | None = None  # of the large payload that is being read
+        self._payload = bytearray()
+        self._payload_filled = 0
+
+    def next_number(self) -> int:
+        """A number for a new request, unique on this link."""
+        return next(self._numbers)
+
+    def send_run(self, number: int, run: Run) -> None:
+        """Sends a run; nothing happens if the worker is gone, as ``on_lost`` reports all that was under way."""
+        self._write(frames.run_frame(number, run))
+
+    def send_cancel(self, number: int) -> None:
+        """Tells the worker that nobody waits for a run or load any more."""
+        self._write([frames.control_frame(FrameType.CANCEL, number)])
+
+    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+        """Sends a control request and waits for its answer; cancelling it tells the worker so.
+
+        Raises:
+            RoostError: What the worker answered.
+            Unavailable: If the worker is lost.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise Unavailable("the worker is gone")
+        number = self.next_number()
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        try:
+            self._write([frames.control_frame(type_, number, payload)])
+            return await future
+        finally:
+            if self._calls.pop(number, None) is not None and future.cancelled():
+                self.send_cancel(number)
+
+    def abort(self) -> None:
+        """Closes the link at once, which ends the worker."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, buffers: Sequence[Buffer]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(buffers)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See ``asyncio.BaseProtocol``."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not instances of it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncio.BaseProtocol``."""
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(Unavailable("the worker was lost"))
+        self._calls.clear()
+        self._listener.on_lost(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See ``asyncio.BufferedProtocol``."""
+        if self._header is not None:
+            return memoryview(self._payload)[self._payload_filled :]
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See ``asyncio.BufferedProtocol``."""
+        try:
+            if self._header is not None:
+                self._payload_filled += nbytes
+                if self._payload_filled == self._header.length:
+                    header, payload = self._header, self._payload
+                    self._header, self._payload = None, bytearray()
+                    self._dispatch(header, payload)
+                return
+            self._filled += nbytes
+            self._take_frames()
+        except FrameError:
+            log.exception("a worker sent what is no frame: the link is closed")
+            assert self._transport is not None
+            self._transport.abort()
+
+    def _take_frames(self) -> None:
+        """Hands out all whole frames of the buffer and moves the rest to its start."""
+        position = 0
+        view = memoryview(self._buffer)[: self._filled]
+        while self._filled - position >= frames.HEADER_BYTES:
+            header = frames.unpack_header(view[position : position + frames.HEADER_BYTES])
+            start = position + frames.HEADER_BYTES
+            end = start + header.length
+            if end > self._filled:
+                if header.length > READ_BUFFER_BYTES // 2:
+                    self._begin_large(header, view[start:])
+                    self._filled = 0
+                    return
+                break
+            self._dispatch(header, bytes(view[start:end]))
+            position = end
+        rest = self._filled - position
+        if position and rest:
+            self._buffer[:rest] = bytes(view[position:])
+        self._filled = rest
+
+    def _begin_large(self, header: Header, beginning: memoryview) -> None:
+        self._header = header
+        self._payload = bytearray(header.length)
+        self._payload[: len(beginning)] = beginning
+        self._payload_filled = len(beginning)
+
+    def _dispatch(self, header: Header, payload: Buffer) -> None:
+        match header.type:
+            case FrameType.RESPONSE:
+                self._listener.on_response(header.request, frames.parse_response(payload))
+            case FrameType.STARTED:
+                self._listener.on_started(header.request)
+            case FrameType.STATUS:
+                future = self._calls.get(header.request)
+                if future is not None and not future.done():
+                    future.set_result(frames.parse_control(payload))
+            case FrameType.ERROR:
+                self._on_error(header.request, error_of(*frames.parse_error(payload)))
+            case FrameType.HELLO:
+                self._listener.on_hello(frames.parse_control(payload))
+            case _:
+                log.debug("a worker sent a %s frame, which is not used yet", header.type.name)
+
+    def _on_error(self, number: int, error: Exception) -> None:
+        future = self._calls.get(number)
+        if future is None:
+            self._listener.on_run_error(number, error)
+        elif not future.done():
+            future.set_exception(error)

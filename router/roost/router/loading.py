@@ -1,0 +1,436 @@
+"""Step 5 of the data path: instances come and go. Loads are single-flight per revision and wait in line for memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roost.core.errors import (
+    Cancelled,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    RoostError,
+    Unavailable,
+)
+from roost.core.frames import FrameType
+from roost.core.tensors import Signature
+from roost.core.units import format_bytes
+from roost.registry_client.model_config import effective_signature
+from roost.router.catalog import Catalog
+from roost.router.failures import Fault, LoadFailure, next_failure
+from roost.router.placement import Evict, Fits, Ledger, Refuse, Wait
+from roost.router.revision import Instance, Revision
+from roost.router.states import InstanceEvent, InstanceState
+from roost.router.stats import Stats
+from roost.router.worker import Worker
+
+log = logging.getLogger(__name__)
+
+UNLOAD_TIMEOUT_S = 60.0
+FILES_LOOKED_AT_EVERY_S = 1.0
+_ARTIFACT_ERRORS = (InvalidArgument, NotFound, FailedPrecondition)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A load that waits for memory."""
+
+    instance: int
+    revision: Revision
+    need_bytes: int
+    older_than: float
+    future: asyncio.Future[None]
+
+
+class WorkerEnded(Unavailable):
+    """The worker did not live to see the end of the load; what it held is free when it is reaped."""
+
+
+class WorkerLost(WorkerEnded):
+    """The worker was lost for a reason of its own; another may do the load."""
+
+
+class Loader:
+    """Brings instances into memory and takes them out, within the ledger's budget.
+
+    Args:
+        ledger: The device's budget.
+        workers: All workers of the device.
+        catalog: Knows the files and hears how loads went.
+        stats: Counts loads and evictions.
+        group: Owns the tasks of loads and unloads.
+        timeout_s: After so long a load is given up and its worker ended.
+        concurrency: How many instances are created at once.
+        on_outcome: Called after each load with the revision and its error, if any.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workers: Sequence[Worker],
+        catalog: Catalog,
+        stats: Stats,
+        group: asyncio.TaskGroup,
+        *,
+        timeout_s: float,
+        concurrency: int,
+        on_outcome: Callable[[Revision, RoostError | None], None],
+    ) -> None:
+        self._ledger = ledger
+        self._workers = workers
+        self._catalog = catalog
+        self._stats = stats
+        self._group = group
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(concurrency)
+        self._on_outcome = on_outcome
+        self._ids = itertools.count(1)
+        self._line: deque[_Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._worker_up = asyncio.Event()
+
+    async def bring(self, revision: Revision, *, claim: bool = True, older_than: float = math.inf) -> None:
+        """Waits until the revision has an instance; the load goes on if the caller goes away.
+
+        Args:
+            revision: What to load.
+            claim: Whether this counts as a use and protects the instance meanwhile.
+            older_than: Only instances last used before this may be evicted for it.
+
+        Raises:
+            Unavailable: If it can't be loaded, with the reason.
+            ResourceExhausted: If there is no memory for it.
+        """
+        await self.check(revision)
+        if revision.resident():
+            return
+        revision.waiters += 1
+        if claim:
+            self._ledger.claim(revision, time.monotonic())
+        try:
+            error = await asyncio.shield(self.ensure(revision, older_than=older_than))
+            while isinstance(error, Cancelled):  # a load that nobody wanted any more, just before this call came
+                error = await asyncio.shield(self.ensure(revision, older_than=older_than))
+        finally:
+            revision.waiters -= 1
+            if (claim and self._ledger.unclaim(revision)) or not revision.wanted():
+                self.room_changed()
+        if error is not None:
+            raise error
+
+    def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
+        """Starts a load unless one is under way; the future's result is its error, None if it went well."""
+        if revision.load is None:
+            revision.load = asyncio.get_running_loop().create_future()
+            self._group.create_task(self._load(revision, older_than))
+        return revision.load
+
+    async def check(self, revision: Revision) -> None:
+        """Answers at once for a revision whose load failed lately, unless its files have changed since.
+
+        Raises:
+            Unavailable: With the reason of the failure.
+        """
+        failure, now = revision.failure, time.monotonic()
+        if failure is None or not failure.blocks(now):
+            return
+        if now - revision.failure_checked > FILES_LOOKED_AT_EVERY_S:
+            revision.failure_checked = now
+            if await self._catalog.changed(revision):
+                revision.failure = None
+                return
+        raise failure_error(revision, failure, now)
+
+    def evict(self, instance: Instance) -> None:
+        """Takes out an instance that nobody leases."""
+        instance.advance(InstanceEvent.EVICT)
+        self._ledger.leaving(instance.id)
+        self._group.create_task(self._unload(instance))
+
+    def sweep(self, revision: Revision) -> None:
+        """Takes out what a retired revision still has, as soon as nobody needs it."""
+        if revision.retired and not revision.wanted():
+            for instance in list(revision.instances):
+                if instance.state is InstanceState.READY and not instance.leases:
+                    self.evict(instance)
+
+    def room_changed(self) -> None:
+        """Looks whether the loads that wait for memory can go on; called whenever that may have changed."""
+        while self._line:
+            head = self._line[0]
+            if not head.revision.wanted() and not head.future.done():
+                head.future.set_exception(Cancelled("nobody waits for this load any more"))
+            if head.future.done():
+                self._line.popleft()
+                continue
+            match self._ledger.plan(head.need_bytes, time.monotonic(), older_than=head.older_than):
+                case Fits():
+                    pin = head.revision.description.policy.pin
+                    self._ledger.reserve(head.instance, head.revision, head.need_bytes, pinned=pin)
+                    head.future.set_result(None)
+                case Refuse(available_bytes):
+                    head.future.set_exception(_too_large(head, available_bytes))
+                case Evict(idle, busy):
+                    self._make_room(idle, busy)
+                    return
+                case Wait(until):
+                    if head.older_than < math.inf and until == math.inf:
+                        head.future.set_exception(_no_room(head.revision))
+                        continue
+                    self._look_again_at(until)
+                    return
+
+    def worker_came(self) -> None:
+        """A worker is up."""
+        self._worker_up.set()
+
+    def worker_went(self, worker: Worker) -> None:
+        """A worker takes nothing any more; its memory stays accounted until ``worker_reaped``."""
+        if not any(w.up for w in self._workers):
+            self._worker_up.clear()
+        for instance in worker.instances.values():
+            instance.advance(InstanceEvent.WORKER_LOST)
+            if instance in instance.revision.instances:
+                instance.revision.instances.remove(instance)
+
+    def worker_reaped(self, worker: Worker) -> None:
+        """A worker's process has ended: its memory is free."""
+        for instance in worker.instances.values():
+            self._ledger.gone(instance.id)
+        worker.instances.clear()
+        self.room_changed()
+
+    def _make_room(self, idle: Sequence[int], busy: Sequence[int]) -> None:
+        by_id = {i: instance for worker in self._workers for i, instance in worker.instances.items()}
+        for number in idle:
+            instance = by_id[number]
+            log.info("evicting %s: least recently used", instance.revision.key)
+            self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
+            self.evict(instance)
+        for number in busy:
+            instance = by_id[number]
+            log.info("draining %s: others wait for its memory", instance.revision.key)
+            self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
+            instance.advance(InstanceEvent.DRAIN)
+            self._ledger.leaving(number)
+            if not instance.leases:
+                self.evict(instance)
+
+    def _look_again_at(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if when < math.inf:
+            delay_s = max(0.0, when - time.monotonic()) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self.room_changed)
+
+    async def _load(self, revision: Revision, older_than: float) -> None:
+        """The task of one load: whatever happens is that load's outcome and no other's."""
+        error: RoostError | None = Unavailable("the server is stopping")
+        try:
+            await self._load_with_retry(revision, older_than)
+            error = None
+        except RoostError as failed:
+            error = self._remember(revision, failed)
+        except Exception:
+            log.exception("loading %s failed", revision.key)
+            error = self._remember(revision, Internal("an unexpected error, see the server's log"))
+        finally:
+            load, revision.load = revision.load, None
+            if load is not None and not load.done():
+                load.set_result(error)
+            self._on_outcome(revision, error)
+
+    async def _load_with_retry(self, revision: Revision, older_than: float) -> None:
+        await self._catalog.prepare(revision)
+        try:
+            await self._load_once(revision, older_than)
+        except WorkerLost:
+            log.warning("the worker that loaded %s was lost: it is tried once more", revision.key)
+            await self._load_once(revision, older_than)
+
+    async def _load_once(self, revision: Revision, older_than: float) -> None:
+        await self._worker_up.wait()
+        number = next(self._ids)
+        size_bytes = revision.size_bytes()
+        await self._reserve(_Waiting(number, revision, size_bytes, older_than, _future()))
+        async with self._slots:
+            try:
+                worker = await self._choose_worker()
+            except asyncio.CancelledError:
+                self._ledger.gone(number)
+                raise
+            instance = Instance(number, revision, worker, size_bytes)
+            worker.instances[number] = instance
+            revision.instances.append(instance)
+            started = time.monotonic()
+            try:
+                signature = await self._create(instance)
+                known = revision.contract is not None
+                revision.describe(effective_signature(revision.description, signature))
+            except WorkerEnded:
+                raise
+            except InvalidArgument:
+                await self._discard(instance)
+                raise
+            except BaseException:
+                self._drop(instance, InstanceEvent.FAILED)
+                raise
+        self._finish(instance, time.monotonic() - started)
+        if not known:
+            await self._catalog.remember(revision, signature)
+
+    async def _choose_worker(self) -> Worker:
+        """The worker with the least in it."""
+        await self._worker_up.wait()
+        return min((w for w in self._workers if w.up), key=lambda w: (w.accounted_bytes(), w.id))
+
+    async def _reserve(self, waiting: _Waiting) -> None:
+        self._line.append(waiting)
+        self.room_changed()
+        try:
+            await waiting.future
+        except asyncio.CancelledError:
+            if waiting.future.done() and not waiting.future.cancelled() and waiting.future.exception() is None:
+                self._ledger.gone(waiting.instance)
+            raise
+
+    async def _create(self, instance: Instance) -> Signature:
+        revision, worker = instance.revision, instance.worker
+        artifact = revision.artifact
+        assert artifact is not None
+        payload: dict[str, Any] = {
+            "instance": instance.id,
+            "backend": revision.description.backend,
+            "path": artifact.path,
+            "root": artifact.root,
+            "options": {},
+        }
+        assert worker.link is not None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                reply = await worker.link.call(FrameType.LOAD, payload)
+        except TimeoutError:
+            # The runtime can't be interrupted from outside, and what it holds comes back with its process only.
+            log.error("%s did not load within %.0f s: worker %d is ended", revision.key, self._timeout_s, worker.id)
+            worker.kill()
+            raise WorkerEnded(f"it did not load within {self._timeout_s:g} s") from None
+        except Unavailable as error:
+            if not worker.up or instance.state is InstanceState.GONE:
+                raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
+            raise
+        if instance.state is InstanceState.GONE:
+            raise WorkerLost("its worker was lost just after loading")
+        worker.private_bytes = int(reply.get("private_bytes", 0))
+        return Signature.from_json(reply["signature"])
+
+    def _finish(self, instance: Instance, load_s: float) -> None:
+        revision = instance.revision
+        instance.advance(InstanceEvent.LOADED)
+        self._ledger.loaded(instance.id, time.monotonic(), load_s=load_s)
+        stats = self._stats.of(revision.key.name, revision.key.version)
+        stats.loads += 1
+        stats.load_s += load_s
+        if self._stats.on_load is not None:
+            self._stats.on_load(revision.key.name, load_s)
+        revision.failure = None
+        self._catalog.loaded(revision)
+        log.info(
+            "loaded %s on worker %d in %.0f ms (%s accounted)",
+            revision.key,
+            instance.worker.id,
+            load_s * 1e3,
+            format_bytes(instance.bytes),
+        )
+        self.room_changed()  # it may be what another load has to wait for
+
+    def _remember(self, revision: Revision, error: RoostError) -> RoostError:
+        """Keeps a failure and says what the callers are told; want of memory is nobody's fault and is not kept."""
+        if isinstance(error, ResourceExhausted | Cancelled):
+            return error
+        fault = Fault.ARTIFACT if isinstance(error, _ARTIFACT_ERRORS) else Fault.WORKER
+        now = time.monotonic()
+        failure = revision.failure = next_failure(revision.failure, error.message, fault, now)
+        revision.failure_checked = now
+        self._stats.of(revision.key.name, revision.key.version).load_failures += 1
+        self._catalog.failed(revision, failure.reason)
+        log.error("loading %s failed: %s", revision.key, failure.reason)
+        return failure_error(revision, failure, now)
+
+    async def _discard(self, instance: Instance) -> None:
+        """Takes an instance out that loaded but can't be used, or did not load at all."""
+        if instance.worker.up and instance.state is not InstanceState.GONE and instance.worker.link is not None:
+            try:
+                await instance.worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
+            except RoostError as error:
+                log.debug("nothing to unload: %s", error)
+        self._drop(instance, InstanceEvent.FAILED)
+
+    async def _unload(self, instance: Instance) -> None:
+        worker = instance.worker
+        if worker.link is None:
+            return
+        try:
+            async with asyncio.timeout(UNLOAD_TIMEOUT_S):
+                reply = await worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
+            worker.private_bytes = int(reply.get("private_bytes", worker.private_bytes))
+        except TimeoutError:
+            log.error("worker %d did not unload %s: it is ended", worker.id, instance.revision.key)
+            worker.kill()
+            return
+        except RoostError as error:
+            if instance.state is InstanceState.GONE:
+                return
+            log.error("worker %d could not unload %s: %s", worker.id, instance.revision.key, error)
+            worker.kill()
+            return
+        self._drop(instance, InstanceEvent.UNLOADED)
+
+    def _drop(self, instance: Instance, event: InstanceEvent) -> None:
+        """The instance is no more, and its memory is free; if its worker is lost, that is found out at its end."""
+        if instance.state is InstanceState.GONE:
+            return
+        instance.advance(event)
+        del instance.worker.instances[instance.id]
+        instance.revision.instances.remove(instance)
+        self._ledger.gone(instance.id)
+        self.room_changed()
+
+
+def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unavailable:
+    """What a client is told about a revision that can't be loaded."""
+    retry_after_s = None if failure.until == math.inf else max(0.0, failure.until - now)
+    name, version = revision.key.name, revision.key.version
+    return Unavailable(
+        f"model '{name}' version {version} is not at ready state: {failure.reason}", retry_after_s=retry_after_s
+    )
+
+
+def _too_large(waiting: _Waiting, available_bytes: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"model '{waiting.revision.key.name}' version {waiting.revision.key.version} needs "
+        f"{format_bytes(waiting.need_bytes)}, more than the {format_bytes(available_bytes)} that the memory budget "
+        "has for it"
+    )
+
+
+def _no_room(revision: Revision) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"model '{revision.key.name}' was never loaded and there is no room to look at it without evicting a model "
+        "that is in use: declare its inputs and outputs in config.pbtxt, or send it a request",
+        retry_after_s=1.0,
+    )
+
+
+def _future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()

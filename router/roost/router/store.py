@@ -1,0 +1,142 @@
+"""What must survive a restart, behind one protocol, and its form on one node: SQLite in the state directory.
+
+All methods block and are called on an executor's thread. Losing the store never stops traffic: a failing call is
+logged once and answered as if nothing were stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from roost.core.tensors import Signature
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS file_digests (
+    path TEXT NOT NULL PRIMARY KEY,
+    inode INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    digest TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS signatures (
+    digest TEXT NOT NULL,
+    backend TEXT NOT NULL,
+    signature TEXT NOT NULL,
+    PRIMARY KEY (digest, backend)
+) WITHOUT ROWID;
+"""
+
+
+class Store(Protocol):
+    """Digests of files by identity, and signatures by digest and backend."""
+
+    def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
+        """The digest of a file that has not changed since it was put, else None."""
+
+    def put_file_digest(self, path: str, inode: int, size: int, mtime_ns: int, digest: str) -> None:
+        """Remembers a file's digest."""
+
+    def get_signature(self, digest: str, backend: str) -> Signature | None:
+        """What a backend said of an artifact, else None."""
+
+    def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
+        """Remembers what a backend says of an artifact."""
+
+    def close(self) -> None:
+        """Ends the use of the store."""
+
+
+class SqliteStore:
+    """A store in one SQLite file. Safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._failed = False
+        self._connection = self._open(path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        """Opens the file; one that is damaged or of a newer version is set aside and a new one begun."""
+        try:
+            return self._connect(path)
+        except sqlite3.DatabaseError as error:
+            aside = path.with_suffix(".damaged")
+            log.warning("the store can't be used (%s): it is kept as %s and a new one is begun", error, aside.name)
+            path.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            return self._connect(path)
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            if found not in (0, _SCHEMA_VERSION):
+                raise sqlite3.DatabaseError(f"it has schema {found}, this server knows {_SCHEMA_VERSION}")
+            connection.executescript(_SCHEMA)
+            connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
+        """See ``Store``."""
+        row = self._guard(
+            lambda db: db.execute(
+                "SELECT digest FROM file_digests WHERE path=? AND inode=? AND size=? AND mtime_ns=?",
+                (path, inode, size, mtime_ns),
+            ).fetchone()
+        )
+        return str(row[0]) if row else None
+
+    def put_file_digest(self, path: str, inode: int, size: int, mtime_ns: int, digest: str) -> None:
+        """See ``Store``."""
+        self._guard(
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO file_digests VALUES (?,?,?,?,?)", (path, inode, size, mtime_ns, digest)
+            )
+        )
+
+    def get_signature(self, digest: str, backend: str) -> Signature | None:
+        """See ``Store``."""
+        row = self._guard(
+            lambda db: db.execute(
+                "SELECT signature FROM signatures WHERE digest=? AND backend=?", (digest, backend)
+            ).fetchone()
+        )
+        return Signature.from_json(json.loads(row[0])) if row else None
+
+    def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
+        """See ``Store``."""
+        text = json.dumps(signature.to_json(), separators=(",", ":"))
+        self._guard(lambda db: db.execute("INSERT OR REPLACE INTO signatures VALUES (?,?,?)", (digest, backend, text)))
+
+    def close(self) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._connection.close()
+
+    def _guard(self, call: Callable[[sqlite3.Connection], T]) -> T | None:
+        try:
+            with self._lock:
+                result = call(self._connection)
+        except sqlite3.Error as error:
+            if not self._failed:
+                log.error("the store fails (%s): serving goes on without it", error)
+            self._failed = True
+            return None
+        self._failed = False
+        return result

@@ -1,0 +1,152 @@
+"""Step 3 of the data path: a request is checked against its model's signature before it is queued.
+
+The order of checks and their wording follow Triton, whose clients match on some of the texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from roost.core.errors import InvalidArgument
+from roost.core.requests import InferRequest
+from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, element_count, unpack_bytes
+
+
+class Contract:
+    """A signature made ready for checking: lookups by name instead of scans."""
+
+    __slots__ = ("_inputs", "_outputs", "_required", "max_batch_size", "model", "signature")
+
+    def __init__(self, model: str, signature: Signature, max_batch_size: int) -> None:
+        self.model = model
+        self.signature = signature
+        self.max_batch_size = max_batch_size
+        self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
+        self._outputs = frozenset(spec.name for spec in signature.outputs)
+        self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+
+    def check(self, request: InferRequest) -> None:
+        """Checks all of a request.
+
+        Raises:
+            InvalidArgument: Saying which tensor, what was expected and what came.
+        """
+        try:
+            self._check_outputs(request)
+            self._check_input_names(request)
+            if self.max_batch_size > 0:
+                self._check_batch(request.inputs)
+            for tensor in request.inputs:
+                self._check_tensor(tensor)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"[request id: {request.id or '<id_unknown>'}] {error.message}") from None
+
+    def _check_outputs(self, request: InferRequest) -> None:
+        for output in request.outputs:
+            if output.name not in self._outputs:
+                raise InvalidArgument(
+                    f"unexpected inference output '{output.name}' for model '{self.model}', "
+                    f"it has {_names(self._outputs)}"
+                )
+
+    def _check_input_names(self, request: InferRequest) -> None:
+        names = [tensor.name for tensor in request.inputs]
+        for name in names:
+            if name not in self._inputs:
+                raise InvalidArgument(
+                    f"unexpected inference input '{name}' for model '{self.model}', it takes {_names(self._inputs)}"
+                )
+        given = set(names)
+        if len(given) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgument(f"input '{twice}' already exists in request")
+        missing = self._required - given
+        if missing:
+            expected = len(self._inputs)
+            if len(self._required) != expected:
+                count = f"expected number of inputs between {len(self._required)} and {expected} but got"
+            else:
+                count = f"expected {expected} inputs but got"
+            raise InvalidArgument(
+                f"{count} {len(names)} inputs for model '{self.model}'. Got input(s) [{_names(names)}], "
+                f"but missing required input(s) [{_names(missing)}]. Please provide all required input(s)."
+            )
+
+    def _check_batch(self, inputs: Sequence[Tensor]) -> None:
+        rows: int | None = None
+        for tensor in inputs:
+            if not tensor.shape:
+                raise InvalidArgument(
+                    f"input '{tensor.name}' has no shape but model requires batch dimension for '{self.model}'"
+                )
+            if rows is None:
+                rows = tensor.shape[0]
+            elif tensor.shape[0] != rows:
+                raise InvalidArgument(
+                    f"input '{tensor.name}' batch size does not match other inputs for '{self.model}': "
+                    f"{tensor.shape[0]} and {rows}"
+                )
+            if rows > self.max_batch_size:
+                expected = self._inputs[tensor.name].shape
+                hint = (
+                    f"; the shape {list(tensor.shape)} has no batch dimension, expected {list(expected)}"
+                    if len(tensor.shape) == len(expected) - 1
+                    else ""
+                )
+                raise InvalidArgument(
+                    f"inference request batch-size must be <= {self.max_batch_size} for '{self.model}', "
+                    f"got {rows}{hint}"
+                )
+
+    def _check_tensor(self, tensor: Tensor) -> None:
+        spec = self._inputs[tensor.name]
+        if tensor.datatype != spec.datatype:
+            raise InvalidArgument(
+                f"inference input '{tensor.name}' data-type is '{tensor.datatype}', "
+                f"but model '{self.model}' expects '{spec.datatype}'"
+            )
+        shape = tensor.shape
+        if len(shape) != len(spec.shape) or any(
+            want not in (-1, got) for want, got in zip(spec.shape, shape, strict=True)
+        ):
+            note = (
+                f" NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be "
+                f"prepended to each input shape. The model's max_batch_size is {self.max_batch_size}."
+                if self.max_batch_size > 0
+                else ""
+            )
+            raise InvalidArgument(
+                f"unexpected shape for input '{tensor.name}' for model '{self.model}'. "
+                f"Expected {_dims(spec.shape)}, got {_dims(shape)}.{note}"
+            )
+        self._check_size(tensor, element_count(shape))
+
+    def _check_size(self, tensor: Tensor, count: int) -> None:
+        itemsize = DATATYPES[tensor.datatype].itemsize
+        if itemsize:
+            size = memoryview(tensor.data).nbytes
+            if size != count * itemsize:
+                raise InvalidArgument(
+                    f"input byte size mismatch for input '{tensor.name}' for model '{self.model}'. "
+                    f"Expected {count * itemsize}, got {size}"
+                )
+            return
+        found = len(unpack_bytes(tensor.data, count))
+        if found != count:
+            raise InvalidArgument(
+                f"expected {count} string elements for inference input '{tensor.name}' for model '{self.model}', "
+                f"got {found}"
+            )
+
+
+def rows_of(request: InferRequest, max_batch_size: int) -> int:
+    """How many rows of a batch a checked request is: its first dimension if the model batches, else 1."""
+    return request.inputs[0].shape[0] if max_batch_size > 0 and request.inputs else 1
+
+
+def _names(names: Sequence[str] | frozenset[str] | Mapping[str, TensorSpec]) -> str:
+    return ", ".join(f"'{name}'" for name in (names if isinstance(names, list | dict) else sorted(names)))
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return "[" + ",".join(str(dim) for dim in shape) + "]"

@@ -1,0 +1,242 @@
+"""Worker processes: started, watched and restarted with backoff. What runs on them is the mesh's business."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from roost.core.frames import Response
+from roost.router.link import WorkerLink
+from roost.router.revision import Instance, Pending, Revision
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 5.0
+HEALTHY_AFTER_S = 10.0
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 10.0
+
+# glibc keeps freed memory otherwise: blocks from 64 KiB are mapped, and so given back when a model goes.
+_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """How worker processes are started.
+
+    Attributes:
+        kind: Which runtimes it has and what it is trusted with.
+        device: The name of the device it runs on.
+        slots: How many batches it runs at once.
+        threads: How many threads one batch may use: its share of the CPUs.
+        enable_dummy: Whether it has the runtime for tests.
+    """
+
+    kind: str
+    device: str
+    slots: int
+    threads: int
+    enable_dummy: bool = False
+
+
+class WorkerEvents(Protocol):
+    """The mesh, as its workers see it."""
+
+    def worker_up(self, worker: Worker) -> None:
+        """It takes instances and runs now."""
+
+    def worker_lost(self, worker: Worker) -> None:
+        """It takes nothing any more; its requests want an answer. Its memory is still taken."""
+
+    def worker_reaped(self, worker: Worker, code: int) -> None:
+        """Its process has ended with this code, or by signal ``-code``, and its memory is free."""
+
+    def run_started(self, worker: Worker, run: int) -> None:
+        """A run has begun."""
+
+    def run_answered(self, worker: Worker, run: int, response: Response) -> None:
+        """A run has an answer."""
+
+    def run_failed(self, worker: Worker, run: int, error: Exception) -> None:
+        """A run has failed."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One place in the mesh for a worker process; the process may be replaced, then the epoch grows.
+
+    Attributes:
+        id: Its number on this node.
+        spec: How its processes are started.
+        events: Who is told.
+        instances: What is loaded on the present process, by id.
+        runs: Requests under way, by run number.
+        waiting: Revisions that have requests and an instance here, but found no free slot: first come first served.
+    """
+
+    id: int
+    spec: WorkerSpec
+    events: WorkerEvents
+    epoch: int = 0
+    pid: int = 0
+    restarts: int = 0
+    state: str = "starting"
+    link: WorkerLink | None = None
+    private_bytes: int = 0
+    instances: dict[int, Instance] = field(default_factory=dict)
+    runs: dict[int, Pending] = field(default_factory=dict)
+    waiting: dict[Revision, None] = field(default_factory=dict)
+    _hello: asyncio.Future[bool] | None = None
+    _lost: asyncio.Event = field(default_factory=asyncio.Event)
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it takes instances and runs."""
+        return self.state == "up"
+
+    @property
+    def free_slots(self) -> int:
+        """How many more runs it takes at once."""
+        return self.spec.slots - len(self.runs)
+
+    def accounted_bytes(self) -> int:
+        """What its instances are accounted with."""
+        return sum(instance.bytes for instance in self.instances.values())
+
+    async def keep_running(self) -> None:
+        """Starts the process, and again whenever it ends, until cancelled; then ends it."""
+        backoff_s = 0.0
+        for self.epoch in itertools.count(1):
+            if backoff_s:
+                await asyncio.sleep(backoff_s)
+            started = time.monotonic()
+            try:
+                await self._run_once()
+            finally:
+                await self._end()
+            healthy = time.monotonic() - started > HEALTHY_AFTER_S
+            first = FIRST_BACKOFF_S if self.epoch > 1 else 0.0  # the first end is most often a one-off
+            backoff_s = 0.0 if healthy else min(LONGEST_BACKOFF_S, backoff_s * 2 or first)
+            self.restarts += 1
+            log.warning("worker %d ended and is started again in %.1f s", self.id, backoff_s)
+
+    def kill(self) -> None:
+        """Ends the process at once, because it does not answer any more."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _run_once(self) -> None:
+        self.state = "starting"
+        self._lost.clear()
+        hello = self._hello = asyncio.get_running_loop().create_future()
+        await self._spawn()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                said_hello = await hello
+        except TimeoutError:
+            log.error("worker %d did not start within %.0f s", self.id, START_TIMEOUT_S)
+            return
+        if not said_hello:
+            log.error("worker %d ended before it was up", self.id)
+            return
+        self.state = "up"
+        self.events.worker_up(self)
+        await self._lost.wait()
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                ours.setblocking(False)
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command(theirs.fileno()),
+                    pass_fds=(theirs.fileno(),),
+                    env=self._environment(os.environ),
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self.pid = self._process.pid
+        loop = asyncio.get_running_loop()
+        _, self.link = await loop.create_unix_connection(lambda: WorkerLink(self), sock=ours)
+
+    def _command(self, descriptor: int) -> list[str]:
+        # -P: a module that lies in the working directory must not stand in for one of ours.
+        command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(descriptor)]
+        command += ["--kind", self.spec.kind, "--epoch", str(self.epoch)]
+        command += ["--slots", str(self.spec.slots), "--threads", str(self.spec.threads)]
+        return [*command, "--enable-dummy"] if self.spec.enable_dummy else command
+
+    def _environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        threads = {name: str(self.spec.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        return {**inherited, **_WORKER_ENVIRONMENT, **threads}
+
+    async def _end(self) -> None:
+        """Makes sure that the process has ended and everybody who waits for it knows."""
+        if self.link is not None:
+            self.link.abort()
+        process, code = self._process, 0
+        if process is not None:
+            if self._lost.is_set():
+                self.kill()  # a process that lost its link is of no use, and must not keep memory
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    code = await process.wait()
+            except TimeoutError:
+                self.kill()
+                code = await process.wait()
+            log.info("worker %d (process %d) ended: %s", self.id, self.pid, _cause(code))
+        self._lose()
+        self._process = self.link = None
+        self.pid = self.private_bytes = 0
+        self.events.worker_reaped(self, code)
+
+    def on_hello(self, hello: dict[str, Any]) -> None:
+        """See ``LinkListener``."""
+        log.info("worker %d is up: process %s, runtimes %s", self.id, self.pid, ", ".join(hello.get("runtimes", [])))
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_result(True)
+
+    def on_started(self, run: int) -> None:
+        """See ``LinkListener``."""
+        self.events.run_started(self, run)
+
+    def on_response(self, run: int, response: Response) -> None:
+        """See ``LinkListener``."""
+        self.events.run_answered(self, run, response)
+
+    def on_run_error(self, run: int, error: Exception) -> None:
+        """See ``LinkListener``."""
+        self.events.run_failed(self, run, error)
+
+    def on_lost(self, link: WorkerLink) -> None:
+        """See ``LinkListener``."""
+        if link is self.link:  # else it is the link of a process before this one
+            self._lose()
+
+    def _lose(self) -> None:
+        if self.state == "down":
+            return
+        was_up = self.up
+        self.state = "down"
+        self._lost.set()
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_result(False)
+        if was_up:
+            self.events.worker_lost(self)
+
+
+def _cause(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,161 @@
+"""A runtime for tests: its models sleep, echo, count, stream, leak, fail, hang or crash as their file says.
+
+A ``model.dummy`` is a JSON object; all keys but ``inputs`` and ``outputs`` may be left out, and those of a run may
+be overridden by request parameters of the same name:
+
+======================  ===================================================================================
+``inputs``, ``outputs``  rows of name, datatype, shape
+``load_s``, ``run_s``    how long a load or run takes; cancellation ends it
+``load_bytes``           memory that an instance holds
+``fail_load``            message of the INVALID_ARGUMENT that loading ends with
+``echo``                 outputs repeat the inputs, by position, where datatypes agree (default); else zeros
+``state``                an output ``count`` holds how many runs the instance has had, this one included
+``stream``               number of responses to a run; an output ``sequence`` numbers them
+``leak_bytes``           memory that every run loses for good
+``fail``, ``fail_code``  message and code (default INTERNAL) of the error that runs end with
+``crash``                ``load`` or ``run``: the process aborts then; in parameters: true
+``hang``                 ``load`` or ``run``: it never ends, cancelled or not; in parameters: true
+======================  ===================================================================================
+
+Besides, INT64 outputs ``pid`` and ``batch`` hold the worker's process id and the first input's first dimension.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from roost.core.errors import Cancelled, Code, InvalidArgument, error_of
+from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array
+from roost.runtimes.protocol import Cancellation, LoadSpec, RunHandle
+
+_leaked: list[bytearray] = []
+
+
+class DummyRuntime:
+    """Loads ``model.dummy`` files."""
+
+    name = "dummy"
+
+    def load(self, spec: LoadSpec) -> DummyModel:
+        """Does what the file says of loading.
+
+        Raises:
+            InvalidArgument: If the file is not as it should be, or says so.
+            Cancelled: If the load was cancelled.
+        """
+        try:
+            behaviour = json.loads(Path(spec.path).read_bytes())
+            signature = Signature(_specs(behaviour["inputs"]), _specs(behaviour["outputs"]))
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise InvalidArgument(f"not a dummy model: {type(error).__name__}") from None
+        if behaviour.get("hang") == "load":
+            threading.Event().wait()
+        _sleep(float(behaviour.get("load_s", 0)), spec.cancellation, "load")
+        if behaviour.get("crash") == "load":
+            _crash()
+        if "fail_load" in behaviour:
+            raise InvalidArgument(str(behaviour["fail_load"]))
+        return DummyModel(signature, behaviour)
+
+
+class DummyModel:
+    """An instance of a dummy model."""
+
+    def __init__(self, signature: Signature, behaviour: Mapping[str, Any]) -> None:
+        self.signature = signature
+        self._behaviour = behaviour
+        self._ballast = _touched(int(behaviour.get("load_bytes", 0)))
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[str], run: RunHandle) -> Sequence[Tensor]:
+        """Does what file and parameters say of runs.
+
+        Raises:
+            RoostError: If they say so, or CANCELLED.
+        """
+        with self._lock:
+            self._count += 1
+            count = self._count
+        behaviour = {**self._behaviour, **run.parameters}
+        run.begin_infer()
+        if behaviour.get("crash") in ("run", True):
+            _crash()
+        if behaviour.get("hang") in ("run", True):
+            threading.Event().wait()
+        _sleep(float(behaviour.get("run_s", 0)), run, "run")
+        if behaviour.get("leak_bytes"):
+            _leaked.append(_touched(int(behaviour["leak_bytes"])))
+        if "fail" in behaviour:
+            raise error_of(Code(behaviour.get("fail_code", "INTERNAL")), str(behaviour["fail"]))
+        run.end_infer()
+        last = int(behaviour.get("stream", 1)) - 1
+        for sequence in range(last):
+            run.emit(self._outputs(inputs, outputs, behaviour, {"count": count, "sequence": sequence}))
+        return self._outputs(inputs, outputs, behaviour, {"count": count, "sequence": last})
+
+    def close(self) -> None:
+        """Drops the ballast."""
+        self._ballast = bytearray()
+
+    def _outputs(
+        self, inputs: Sequence[Tensor], wanted: Sequence[str], behaviour: Mapping[str, Any], numbers: dict[str, int]
+    ) -> list[Tensor]:
+        numbers["pid"] = os.getpid()
+        numbers["batch"] = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+        if not behaviour.get("state"):
+            del numbers["count"]
+        result = []
+        for index, spec in enumerate(self.signature.outputs):
+            if wanted and spec.name not in wanted:
+                continue
+            source = inputs[index] if index < len(inputs) else None
+            if spec.name in numbers and spec.datatype == "INT64":
+                result.append(_filled(spec, inputs, numbers[spec.name]))
+            elif behaviour.get("echo", True) and source is not None and source.datatype == spec.datatype:
+                result.append(Tensor(spec.name, source.datatype, source.shape, source.data))
+            else:
+                result.append(_filled(spec, inputs, 0))
+        return result
+
+
+def _specs(rows: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
+    specs = tuple(TensorSpec(str(row[0]), str(row[1]), tuple(int(dim) for dim in row[2])) for row in rows)
+    for spec in specs:
+        DATATYPES[spec.datatype]
+    return specs
+
+
+def _filled(spec: TensorSpec, inputs: Sequence[Tensor], value: int) -> Tensor:
+    """A tensor full of one value; an open dimension is the first input's, or 1."""
+    known = inputs[0].shape if inputs else ()
+    shape = tuple(dim if dim >= 0 else known[i] if i < len(known) else 1 for i, dim in enumerate(spec.shape))
+    dtype = DATATYPES[spec.datatype].dtype
+    array = np.full(shape, str(value) if dtype is None else value, dtype=dtype or object)
+    return from_array(spec.name, spec.datatype, array)
+
+
+def _sleep(duration_s: float, cancellation: Cancellation, what: str) -> None:
+    if duration_s <= 0:
+        return
+    woken = threading.Event()
+    cancellation.on_cancel(woken.set)
+    if woken.wait(duration_s):
+        raise Cancelled(f"the {what} was cancelled")
+
+
+def _touched(size: int) -> bytearray:
+    """Memory that is really there: cleared pages need not be."""
+    return bytearray(b"\x01") * size
+
+
+def _crash() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.abort()

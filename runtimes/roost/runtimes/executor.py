@@ -1,0 +1,179 @@
+"""The worker's main loop: takes frames off the link, hands runs, loads and unloads to threads, answers the rest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
+from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_run
+from roost.runtimes.failures import failure_frame
+from roost.runtimes.instances import Instance, InstanceTable
+from roost.runtimes.link import Link, PayloadTooLarge
+from roost.runtimes.memory import private_bytes, trim_memory
+from roost.runtimes.protocol import LoadSpec, Runtime
+from roost.runtimes.runs import RunPool
+
+_IGNORED = frozenset({FrameType.HELLO, FrameType.PONG, FrameType.ERROR, FrameType.CREDIT})
+
+
+class Executor:
+    """Serves one link.
+
+    Args:
+        link: The link to the router.
+        runtimes: Runtimes by name.
+        slots: Runs at a time.
+        threads: Threads that one run may use.
+    """
+
+    def __init__(self, link: Link, runtimes: Mapping[str, Runtime], slots: int, threads: int) -> None:
+        self._link = link
+        self._runtimes = runtimes
+        self._threads = threads
+        self._instances = InstanceTable()
+        self._runs = RunPool(link, self._instances, slots)
+        self._loads: dict[int, LoadSpec] = {}
+        self._loads_lock = threading.Lock()
+
+    def serve(self) -> None:
+        """Works until the router closes the link.
+
+        Raises:
+            FrameError: If what comes over the link are not frames.
+        """
+        self._runs.start()
+        while True:
+            try:
+                frame = self._link.read()
+            except PayloadTooLarge as error:
+                self._link.send([error_frame(error.header.request, Code.RESOURCE_EXHAUSTED, str(error))])
+                continue
+            if frame is None:
+                return
+            self._dispatch(*frame)
+            del frame  # the payload must not live on while the next read waits
+
+    def _dispatch(self, header: Header, payload: memoryview) -> None:
+        request = header.request
+        match header.type:
+            case FrameType.RUN:
+                self._runs.submit(request, parse_run(payload))
+            case FrameType.PING:
+                self._link.send([control_frame(FrameType.PONG, request)])
+            case FrameType.CANCEL:
+                self._cancel(request)
+            case FrameType.LOAD:
+                self._answer(request, self._begin_load, parse_control(payload))
+            case FrameType.UNLOAD:
+                self._answer(request, self._begin_unload, parse_control(payload))
+            case FrameType.STATUS:
+                self._link.send([self._status(request)])
+            case ignored if ignored in _IGNORED:
+                pass
+            case other:
+                self._link.send([error_frame(request, Code.UNIMPLEMENTED, f"this worker takes no {other.name} frames")])
+
+    def _answer(self, request: int, begin: Callable[[int, dict[str, Any]], None], fields: dict[str, Any]) -> None:
+        """Begins a control request; whatever that raises is its answer."""
+        try:
+            begin(request, fields)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self._link.send([error_frame(request, Code.INVALID_ARGUMENT, "fields are missing or of the wrong type")])
+        except Exception as error:
+            self._link.send([failure_frame(request, error, "the request")])
+
+    def _cancel(self, request: int) -> None:
+        if self._runs.cancel(request):
+            return
+        with self._loads_lock:
+            spec = self._loads.get(request)
+            if spec is not None:
+                spec.cancellation.cancel()
+
+    def _begin_load(self, request: int, fields: dict[str, Any]) -> None:
+        instance = int(fields["instance"])
+        backend = str(fields["backend"])
+        options = {str(key): str(value) for key, value in fields.get("options", {}).items()}
+        spec = LoadSpec(str(fields["path"]), str(fields["root"]), self._threads, options)
+        if backend not in self._runtimes:
+            raise Internal(f"this worker has no runtime '{backend}'")
+        self._instances.reserve(instance)
+        with self._loads_lock:
+            self._loads[request] = spec
+        try:
+            _in_thread(f"load-{instance}", self._load, request, instance, self._runtimes[backend], spec)
+        except ResourceExhausted:
+            self._end_load(request, instance)
+            raise
+
+    def _load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec) -> None:
+        try:
+            reply = self._try_load(request, instance, runtime, spec)
+        except (Exception, SystemExit) as error:
+            self._end_load(request, instance)
+            reply = failure_frame(request, error, "the load")
+        self._link.send([reply])
+
+    def _try_load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec) -> bytes:
+        start_ns = time.monotonic_ns()
+        model = runtime.load(spec)
+        load_ns = time.monotonic_ns() - start_ns
+        fields = {
+            "instance": instance,
+            "signature": model.signature.to_json(),
+            "load_ns": load_ns,
+            "private_bytes": private_bytes(),
+        }
+        with self._loads_lock:
+            # Decided under the lock: a CANCEL comes either before, and no instance appears, or too late.
+            if not spec.cancellation.cancelled:
+                del self._loads[request]
+                self._instances.put(instance, model)
+                return control_frame(FrameType.STATUS, request, fields)
+        model.close()
+        trim_memory()
+        raise Cancelled("the load was cancelled")
+
+    def _end_load(self, request: int, instance: int) -> None:
+        with self._loads_lock:
+            self._loads.pop(request, None)
+        self._instances.abandon(instance)
+
+    def _begin_unload(self, request: int, fields: dict[str, Any]) -> None:
+        instance_id = int(fields["instance"])
+        # Taken out here, not in the thread: runs that come after this frame must not find it.
+        instance = self._instances.remove(instance_id)
+        try:
+            _in_thread(f"unload-{instance_id}", self._unload, request, instance_id, instance)
+        except ResourceExhausted:
+            # No thread to be had: do it here, late answers are better than a leaked model.
+            self._unload(request, instance_id, instance)
+
+    def _unload(self, request: int, instance_id: int, instance: Instance) -> None:
+        try:
+            self._instances.wait_idle(instance)
+            instance.model.close()
+            trim_memory()
+            fields = {"instance": instance_id, "private_bytes": private_bytes()}
+            reply = control_frame(FrameType.STATUS, request, fields)
+        except (Exception, SystemExit) as error:
+            reply = failure_frame(request, error, "the unload")
+        self._link.send([reply])
+
+    def _status(self, request: int) -> bytes:
+        fields = {
+            "private_bytes": private_bytes(),
+            "instances": self._instances.ids(),
+            "running": self._runs.running(),
+        }
+        return control_frame(FrameType.STATUS, request, fields)
+
+
+def _in_thread(name: str, target: Callable[..., None], *args: Any) -> None:
+    try:
+        threading.Thread(target=target, args=args, name=name, daemon=True).start()
+    except RuntimeError:
+        raise ResourceExhausted("the worker can't start another thread") from None

@@ -1,0 +1,154 @@
+"""What the worker asks of a runtime, and what it hands to one.
+
+An adapter implements ``Runtime`` and ``LoadedModel`` for its framework; the worker's executor calls them from
+its own threads and knows nothing of the framework.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from roost.core.frames import StepTimes
+from roost.core.tensors import Parameters, Signature, Tensor
+
+NOT_LOADED: Final = "NOT_LOADED"
+"""Message of the FAILED_PRECONDITION that answers a run of an instance that is not in the worker."""
+
+
+class Cancellation:
+    """Whether somebody still waits; set by the thread that reads the link, seen by the thread that works.
+
+    Attributes:
+        cancelled: Nobody waits any more.
+    """
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._callback: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Says that nobody waits any more."""
+        self.cancelled = True
+        if self._callback is not None:
+            self._callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Has ``callback`` called on cancellation, at once if that has happened.
+
+        It is called from another thread, must return at once, and may be called twice: both sides write first
+        and look second, so that no cancellation falls between them without a lock.
+        """
+        self._callback = callback
+        if self.cancelled:
+            callback()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """One model to load.
+
+    Attributes:
+        path: The model file.
+        root: The folder that it and its external data live in.
+        threads: Threads that one run of the model may use.
+        options: Options of the runtime, from the model's configuration.
+        cancellation: Set when the load is no longer wanted.
+    """
+
+    path: str
+    root: str
+    threads: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
+    cancellation: Cancellation = field(default_factory=Cancellation)
+
+
+class RunHandle(Cancellation):
+    """One run as its model sees it: parameters, cancellation, timing, and intermediate responses.
+
+    Attributes:
+        parameters: Request parameters.
+        deadline_ns: ``time.monotonic_ns`` after which the answer is of no use; 0 for none.
+        emitted: How many responses were sent before the last one.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters | None = None,
+        deadline_ns: int = 0,
+        emit: Callable[[Sequence[Tensor], int, StepTimes], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.parameters: Parameters = parameters if parameters is not None else {}
+        self.deadline_ns = deadline_ns
+        self.emitted = 0
+        self._emit = emit
+        self._start = self._infer_start = self._infer_end = 0
+
+    def emit(self, outputs: Sequence[Tensor]) -> None:
+        """Sends a response ahead of the last one, which ``LoadedModel.run`` returns; blocks while it is written."""
+        if self._emit is not None:
+            self._emit(outputs, self.emitted, self.times())
+        self.emitted += 1
+
+    def begin(self) -> None:
+        """Marks the start of the input step."""
+        self._start = self._infer_start = time.monotonic_ns()
+
+    def begin_infer(self) -> None:
+        """Marks the end of the input step and the start of the model's computation."""
+        self._infer_start = time.monotonic_ns()
+
+    def end_infer(self) -> None:
+        """Marks the end of the computation and the start of the output step."""
+        self._infer_end = time.monotonic_ns()
+
+    def times(self) -> StepTimes:
+        """The steps up to now; a model that marks nothing spent all its time computing."""
+        now = time.monotonic_ns()
+        infer_end = self._infer_end or now
+        return StepTimes(self._start, self._infer_start, self._infer_start, infer_end, infer_end, now)
+
+
+class LoadedModel(Protocol):
+    """One instance: a model in memory. ``run`` may be called from several threads at once."""
+
+    signature: Signature
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[str], run: RunHandle) -> Sequence[Tensor]:
+        """Runs a batch.
+
+        Args:
+            inputs: Tensors whose data stays valid and unchanged until the call returns.
+            outputs: Names of the outputs wanted; empty: all.
+            run: Parameters, cancellation and timing.
+
+        Returns:
+            The outputs. Their data may be views; whoever holds them keeps them alive.
+
+        Raises:
+            RoostError: INVALID_ARGUMENT if the inputs are to blame, CANCELLED if the run was cancelled.
+        """
+
+    def close(self) -> None:
+        """Lets go of the model's memory; no run is in progress and none follows.
+
+        The worker trims malloc's free memory afterwards. It does not collect garbage, which with thousands of
+        instances stops every thread for a long time: a model that leaves cycles behind has to do that here.
+        """
+
+
+class Runtime(Protocol):
+    """An adapter to one framework."""
+
+    name: str
+
+    def load(self, spec: LoadSpec) -> LoadedModel:
+        """Loads a model; may be called from several threads at once, while others run.
+
+        Raises:
+            RoostError: INVALID_ARGUMENT if the artifact is to blame, RESOURCE_EXHAUSTED if memory is short,
+                CANCELLED if the load was cancelled. Messages name no paths.
+        """

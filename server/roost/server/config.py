@@ -1,0 +1,262 @@
+"""From flags, environment and file to one frozen configuration: where the world outside is read, once.
+
+A flag goes before its ``ROOST_`` variable, that before the key in the ``--config`` file, that before the default.
+Whatever is wrong raises ``ConfigError`` with one line that names it as the user wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
+from roost.core.units import format_bytes
+from roost.server.arguments import ConfigError
+from roost.server.layers import Layers, flag_of, read_layers
+from roost.server.machine import Machine, read_machine
+from roost.server.settings import Settings
+
+_DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What the server runs with: every setting decided, sizes in bytes, durations in seconds.
+
+    ``memory_budget_bytes`` is None where it follows from the idle use, which nobody knows before the start;
+    ``machine`` is what it follows from.
+    """
+
+    model_repositories: tuple[Path, ...]
+    model_control: str
+    load_models: tuple[str, ...]
+    routes_file: Path | None
+    host: str
+    http_port: int
+    grpc_port: int
+    admin_port: int
+    metrics_port: int | None
+    ready_file: Path | None
+    server_name: str
+    workers: int
+    memory_budget_bytes: int | None
+    state_dir: Path
+    request_timeout_s: float
+    load_timeout_s: float
+    drain_timeout_s: float
+    write_timeout_s: float
+    max_body_bytes: int
+    grpc_max_message_bytes: int
+    body_budget_bytes: int
+    max_queue: int
+    max_queued_bytes: int
+    log_level: str
+    log_format: str
+    access_log: bool
+    histogram_models: tuple[str, ...]
+    enable_dummy: bool
+    machine: Machine
+
+
+@dataclass(frozen=True, slots=True)
+class ServeCommand:
+    """What ``roost serve`` is to do: print the configuration, or run with it."""
+
+    config: ServeConfig
+    print_config: bool
+
+
+def read_command(
+    argv: Sequence[str], environ: Mapping[str, str] | None = None, machine: Machine | None = None
+) -> ServeCommand:
+    """Reads the arguments of ``roost serve``.
+
+    Args:
+        argv: The arguments after ``serve``.
+        environ: The environment; by default this process's.
+        machine: What the process may use; by default it is found out.
+
+    Raises:
+        ConfigError: If anything is unknown, wrong or missing.
+        SystemExit: After printing the help, if it is asked for.
+    """
+    environ = os.environ if environ is None else environ
+    machine = read_machine() if machine is None else machine
+    layers = read_layers(argv, environ)
+    settings = _read_settings(layers)
+    _check(settings, layers)
+    return ServeCommand(_freeze(settings, machine, environ), layers.print_config)
+
+
+def _read_settings(layers: Layers) -> Settings:
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            ordered = (layers.flags, layers.environment, layers.file)
+            return tuple(InitSettingsSource(settings_cls, init_kwargs=dict(values)) for values in ordered)
+
+    try:
+        return Layered()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        raise ConfigError(f"{layers.where(name)}: {reason}") from None
+
+
+def _check(settings: Settings, layers: Layers) -> None:
+    """Checks what one field alone can't tell.
+
+    Raises:
+        ConfigError: At the first thing that is wrong.
+    """
+    if not settings.model_repository:
+        raise ConfigError("no model repository: give at least one with --model-repository PATH")
+    for path in settings.model_repository:
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "there is no such folder"
+            raise ConfigError(f"{layers.where('model_repository')}: {what}: {path}")
+    if settings.routes is not None and not settings.routes.is_file():
+        raise ConfigError(f"{layers.where('routes')}: there is no such file: {settings.routes}")
+    if settings.ready_file is not None and not settings.ready_file.absolute().parent.is_dir():
+        raise ConfigError(f"{layers.where('ready_file')}: there is no folder for it: {settings.ready_file}")
+    if settings.load_model and settings.model_control != "explicit":
+        raise ConfigError(f"{layers.where('load_model')}: needs --model-control explicit")
+    _check_ports(settings, layers)
+    _check_sizes(settings, layers)
+
+
+def _check_ports(settings: Settings, layers: Layers) -> None:
+    taken: dict[int, str] = {}
+    for name in ("http_port", "grpc_port", "admin_port", "metrics_port"):
+        port = getattr(settings, name)
+        if port:
+            if port in taken:
+                raise ConfigError(f"{layers.where(name)}: port {port} is already used for {flag_of(taken[port])}")
+            taken[port] = name
+
+
+def _check_sizes(settings: Settings, layers: Layers) -> None:
+    """A budget that its largest request does not fit into would refuse that request for ever."""
+    for name in ("max_body", "grpc_max_message_size"):
+        size = getattr(settings, name)
+        if settings.body_budget is not None and settings.body_budget < size:
+            raise ConfigError(
+                f"{layers.where('body_budget')}: {format_bytes(settings.body_budget)} is less than "
+                f"{flag_of(name)}, {format_bytes(size)}"
+            )
+
+
+def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> ServeConfig:
+    """Decides what was left open and hands everything over in the units that code uses."""
+    largest = max(settings.max_body, settings.grpc_max_message_size)
+    body_budget = settings.body_budget or max(largest, min(_DEFAULT_BODY_BUDGET_BYTES, machine.memory_bytes // 8))
+    return ServeConfig(
+        model_repositories=settings.model_repository,
+        model_control=settings.model_control,
+        load_models=settings.load_model,
+        routes_file=settings.routes,
+        host=settings.host,
+        http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
+        admin_port=settings.admin_port,
+        metrics_port=settings.metrics_port,
+        ready_file=settings.ready_file,
+        server_name=settings.server_name,
+        workers=settings.workers or max(1, machine.cpus - 1),
+        memory_budget_bytes=settings.memory_budget,
+        state_dir=settings.state_dir or _default_state_dir(environ),
+        request_timeout_s=settings.request_timeout,
+        load_timeout_s=settings.load_timeout,
+        drain_timeout_s=settings.drain_timeout,
+        write_timeout_s=settings.write_timeout,
+        max_body_bytes=settings.max_body,
+        grpc_max_message_bytes=settings.grpc_max_message_size,
+        body_budget_bytes=body_budget,
+        max_queue=settings.max_queue,
+        max_queued_bytes=settings.max_queued_bytes or max(largest, body_budget // 2),
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+        access_log=settings.access_log,
+        histogram_models=settings.histogram_model,
+        enable_dummy=settings.enable_dummy,
+        machine=machine,
+    )
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> Path:
+    base = environ.get("XDG_STATE_HOME", "")
+    if Path(base).is_absolute():  # the XDG specification says to ignore relative ones
+        return Path(base) / "roost"
+    home = environ.get("HOME", "")
+    try:
+        return (Path(home) if home else Path.home()) / ".local" / "state" / "roost"
+    except RuntimeError:
+        raise ConfigError("there is no home folder to keep state in: give --state-dir") from None
+
+
+def effective_yaml(config: ServeConfig) -> str:
+    """Writes a configuration as a file that ``--config`` reads back to the same."""
+    values: dict[str, Any] = {
+        "model_repository": [str(path) for path in config.model_repositories],
+        "model_control": config.model_control,
+        "load_model": list(config.load_models),
+        "routes": _text(config.routes_file),
+        "host": config.host,
+        "http_port": config.http_port,
+        "grpc_port": config.grpc_port,
+        "admin_port": config.admin_port,
+        "metrics_port": config.metrics_port,
+        "ready_file": _text(config.ready_file),
+        "server_name": config.server_name,
+        "workers": config.workers,
+        "memory_budget": _size(config.memory_budget_bytes),
+        "state_dir": str(config.state_dir),
+        "request_timeout": _duration(config.request_timeout_s),
+        "load_timeout": _duration(config.load_timeout_s),
+        "drain_timeout": _duration(config.drain_timeout_s),
+        "write_timeout": _duration(config.write_timeout_s),
+        "max_body": _size(config.max_body_bytes),
+        "grpc_max_message_size": _size(config.grpc_max_message_bytes),
+        "body_budget": _size(config.body_budget_bytes),
+        "max_queue": config.max_queue,
+        "max_queued_bytes": _size(config.max_queued_bytes),
+        "log_level": config.log_level,
+        "log_format": config.log_format,
+        "access_log": config.access_log,
+        "histogram_model": list(config.histogram_models),
+    }
+    if config.enable_dummy:
+        values["enable_dummy"] = True
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _size(size_bytes: int | None) -> str | int:
+    """The shortest way to write a size that loses nothing."""
+    if size_bytes is None:
+        return "auto"
+    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes % 2**power == 0:
+            return f"{size_bytes >> power}{unit}"
+    return size_bytes
+
+
+def _duration(duration_s: float) -> str:
+    # Not %g, whose six digits would lose some; plain decimals, since exponents are not read.
+    return f"{duration_s:.9f}".rstrip("0").rstrip(".") + "s"

@@ -1,0 +1,1 @@
+"""The demo: real models from installed wheels, served by a real server, asked through tritonclient."""

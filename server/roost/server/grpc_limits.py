@@ -1,0 +1,82 @@
+"""Limits and transport settings of the gRPC server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+
+INT32_MAX = 2**31 - 1
+
+_COMPRESSION = {
+    "none": None,
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcLimits:
+    """What clients may ask of the server, and how connections are kept.
+
+    Messages on their way in take at most ``2 * max_concurrent_receives * max_message_bytes`` (plus a small share for
+    calls other than inference and loading), calls that wait for their turn 64 KiB each.
+
+    Attributes:
+        max_message_bytes: Largest message of a client, before and after unpacking.
+        max_concurrent_receives: How many inference or load messages are received at once. More help clients on slow
+            networks, fewer bound memory more tightly.
+        max_waiting_receives: How many more calls may wait for their turn; any further one is refused.
+        max_concurrent_streams: Calls in flight on one connection; the client's library holds back the others.
+        response_compression: How responses are packed for clients that accept it.
+        health_poll_s: How often a health watch looks at the server's state.
+        keepalive_time_s: A silent connection is probed after this time.
+        keepalive_timeout_s: A probe unanswered for this time ends the connection.
+        keepalive_permit_without_calls: Whether connections without calls are probed too.
+        min_client_ping_interval_s: Clients without calls that ping more often are cut off.
+        max_connection_age_s: Connections are closed gracefully after this time; None for never.
+    """
+
+    max_message_bytes: int = 64 * 2**20
+    max_concurrent_receives: int = 32
+    max_waiting_receives: int = 8192
+    max_concurrent_streams: int = 1024
+    response_compression: Literal["none", "gzip", "deflate"] = "none"
+    health_poll_s: float = 0.5
+    keepalive_time_s: float = 7200.0
+    keepalive_timeout_s: float = 20.0
+    keepalive_permit_without_calls: bool = False
+    min_client_ping_interval_s: float = 300.0
+    max_connection_age_s: float | None = None
+
+    def compression(self) -> grpc.Compression | None:
+        """The compression of responses as grpc knows it."""
+        return _COMPRESSION[self.response_compression]
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """The settings as gRPC's core knows them."""
+        arguments = [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", INT32_MAX),
+            # The core would unpack a message without a bound and look at its size afterwards: we do it ourselves.
+            ("grpc.per_message_decompression", 0),
+            # Probing enlarges the window of calls whose message nobody has asked for yet, so they could fill memory.
+            ("grpc.http2.bdp_probe", 0),
+            # A taken port must be an error, not a second server on it.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            ("grpc.keepalive_time_ms", _ms(self.keepalive_time_s)),
+            ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
+            ("grpc.keepalive_permit_without_calls", int(self.keepalive_permit_without_calls)),
+            ("grpc.http2.max_pings_without_data", 2),
+            ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_client_ping_interval_s)),
+            ("grpc.http2.max_ping_strikes", 2),
+        ]
+        if self.max_connection_age_s is not None:
+            arguments.append(("grpc.max_connection_age_ms", _ms(self.max_connection_age_s)))
+        return arguments
+
+
+def _ms(seconds: float) -> int:
+    return min(INT32_MAX, int(seconds * 1000))

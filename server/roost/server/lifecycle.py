@@ -1,0 +1,303 @@
+"""The life of a server, from the configuration to the exit code; it can be read from top to bottom.
+
+Start: limits, state folder, ports, workers, models named on the command line, listeners, ready file. Stop: readiness
+off, listeners closed, requests in flight answered, workers ended; all under one deadline, and a second signal exits at
+once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import ipaddress
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+from roost.core.errors import RoostError
+from roost.core.units import format_bytes
+from roost.core.version import __version__
+from roost.registry_client.repository import LocalRepository
+from roost.router.mesh import MeshSettings
+from roost.router.router import Router, router
+from roost.router.store import SqliteStore
+from roost.router.traffic import Traffic, load_routes
+from roost.router.worker import WorkerSpec
+from roost.runtimes.memory import private_bytes
+from roost.server.admin import build_admin_app, build_metrics_app
+from roost.server.arguments import ConfigError
+from roost.server.config import ServeConfig
+from roost.server.data_plane import RouterDataPlane
+from roost.server.grpc_limits import GrpcLimits
+from roost.server.grpc_server import GrpcServer, build_grpc_server
+from roost.server.logs import configure_logging
+from roost.server.metrics import Metrics
+from roost.server.rest.app import RestRunner, build_rest_app
+from roost.server.rest.limits import RestLimits
+
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.7
+WORKER_SLOTS = 4
+LISTEN_BACKLOG = 1024
+
+
+def serve(config: ServeConfig) -> int:
+    """Runs the server until a signal ends it.
+
+    Returns:
+        0 after a graceful end.
+
+    Raises:
+        ConfigError: If something is wrong with what it was given; nothing was started then.
+    """
+    configure_logging(config.log_level, config.log_format)
+    _raise_file_limit()
+    try:
+        traffic = load_routes(config.routes_file) if config.routes_file is not None else Traffic()
+        repositories = [LocalRepository(path) for path in config.model_repositories]
+    except RoostError as error:
+        raise ConfigError(error.message) from None
+    with (
+        _state_folder(config.state_dir) as state_dir,
+        _listeners(config) as listeners,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        try:
+            runner.run(_serve(config, repositories, traffic, state_dir, listeners))
+        except asyncio.CancelledError:
+            log.info("stopped before the start was complete")
+        except BaseExceptionGroup as group:  # task groups wrap what ends them
+            raise _only_cause(group) from None
+    return 0
+
+
+def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    while len(group.exceptions) == 1:
+        inner = group.exceptions[0]
+        if not isinstance(inner, BaseExceptionGroup):
+            return ServeError(inner.message) if isinstance(inner, RoostError) else inner
+        group = inner
+    return group
+
+
+class ServeError(Exception):
+    """The server could not start, for a reason that is no mistake of who started it."""
+
+
+class Listeners:
+    """The sockets of a server, bound before anything else is started, so that a taken port costs nothing."""
+
+    def __init__(self, http: socket.socket, admin: socket.socket, metrics: socket.socket | None) -> None:
+        self.http = http
+        self.admin = admin
+        self.metrics = metrics
+
+
+async def _serve(
+    config: ServeConfig, repositories: list[LocalRepository], traffic: Traffic, state_dir: Path, listeners: Listeners
+) -> None:
+    signals = _Signals()
+    store = SqliteStore(state_dir / "roost.sqlite")
+    started = time.monotonic()
+    with contextlib.closing(store):
+        explicit = config.model_control == "explicit"
+        async with router(repositories, store, _mesh_settings(config), traffic, explicit=explicit) as routing:
+            _set_budget(config, routing)
+            data_plane = RouterDataPlane(
+                routing,
+                server_name=config.server_name,
+                request_timeout_s=config.request_timeout_s,
+                body_budget_bytes=config.body_budget_bytes,
+                log_requests=config.access_log,
+            )
+            data_plane.open()
+            await routing.load_at_start(config.load_models)
+            async with _transports(config, data_plane, routing, listeners) as ports:
+                gc.collect()
+                gc.freeze()  # what lives now lives for ever: no collection needs to look at it again
+                log.info(
+                    "roost %s serves %d models after %.1f s: %s",
+                    __version__,
+                    routing.view().models,
+                    time.monotonic() - started,
+                    ", ".join(f"{name} {config.host}:{port}" for name, port in ports.items()),
+                )
+                if config.ready_file is not None:
+                    _write_ready_file(config.ready_file, ports)
+                signals.serving = True
+                await signals.stop.wait()
+                log.info("stopping: no new requests, those in flight have %g s", config.drain_timeout_s)
+                data_plane.drain()
+                if config.ready_file is not None:
+                    config.ready_file.unlink(missing_ok=True)
+            log.info("all requests are answered or out of time; the workers end now")
+
+
+@asynccontextmanager
+async def _transports(
+    config: ServeConfig, data_plane: RouterDataPlane, routing: Router, listeners: Listeners
+) -> AsyncIterator[dict[str, int]]:
+    """Opens all listeners; at the end closes REST and gRPC together, the admin listener after them."""
+    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models)
+    async with AsyncExitStack() as stack:
+        admin = build_admin_app(data_plane.view, metrics)
+        await stack.enter_async_context(_site(web.AppRunner(admin, access_log=None), listeners.admin))
+        if listeners.metrics is not None:
+            app = build_metrics_app(metrics)
+            await stack.enter_async_context(_site(web.AppRunner(app, access_log=None), listeners.metrics))
+        grpc_server = build_grpc_server(data_plane, GrpcLimits(max_message_bytes=config.grpc_max_message_bytes))
+        grpc_port = _bind_grpc(grpc_server, config)
+        limits = RestLimits(max_body_bytes=config.max_body_bytes, write_timeout_s=config.write_timeout_s)
+        runner = RestRunner(build_rest_app(data_plane, limits), limits, shutdown_timeout_s=config.drain_timeout_s)
+        await runner.setup()
+        await web.SockSite(runner, listeners.http, backlog=LISTEN_BACKLOG).start()
+        await grpc_server.start()
+        ports = {"http": _port(listeners.http), "grpc": grpc_port, "admin": _port(listeners.admin)}
+        if listeners.metrics is not None:
+            ports["metrics"] = _port(listeners.metrics)
+        try:
+            yield ports
+        finally:
+            await asyncio.gather(runner.cleanup(), grpc_server.stop(config.drain_timeout_s))
+
+
+@asynccontextmanager
+async def _site(runner: web.AppRunner, listener: socket.socket) -> AsyncIterator[None]:
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener, backlog=LISTEN_BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _mesh_settings(config: ServeConfig) -> MeshSettings:
+    # One CPU is the front end's, where there is more than one.
+    threads = max(1, (config.machine.cpus - 1) // config.workers)
+    return MeshSettings(
+        WorkerSpec("cpu", "cpu", max(WORKER_SLOTS, threads), threads, enable_dummy=config.enable_dummy),
+        workers=config.workers,
+        load_timeout_s=config.load_timeout_s,
+        load_concurrency=config.workers + 1,
+        max_queue=config.max_queue,
+        max_queued_bytes=config.max_queued_bytes,
+    )
+
+
+def _set_budget(config: ServeConfig, routing: Router) -> None:
+    """The memory budget is private bytes of instances alone, so the idle processes' come off the default first."""
+    idle_bytes = private_bytes() + sum(private_bytes(pid) for pid in routing.workers_pids)
+    budget_bytes = config.memory_budget_bytes
+    if budget_bytes is None:
+        budget_bytes = max(0, int(MEMORY_SHARE * config.machine.memory_bytes) - idle_bytes)
+    routing.set_budget(budget_bytes)
+    log.info("memory budget for models: %s; idle use: %s", format_bytes(budget_bytes), format_bytes(idle_bytes))
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first ends the server gracefully, the second at once, and the workers with it."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.serving = False
+        self._main = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        if self.stop.is_set():
+            os._exit(128 + number)
+        self.stop.set()
+        if not self.serving and self._main is not None:
+            self._main.cancel()  # nothing to drain yet
+
+
+@contextmanager
+def _state_folder(path: Path) -> Iterator[Path]:
+    """Makes the state folder if need be and keeps other servers out of it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"--state-dir: can't use {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"--state-dir: another server uses {path}") from None
+    else:
+        yield path
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _listeners(config: ServeConfig) -> Iterator[Listeners]:
+    with contextlib.ExitStack() as stack:
+        http = stack.enter_context(_bind(config.host, config.http_port, "--http-port"))
+        if config.grpc_port:
+            _bind(config.host, config.grpc_port, "--grpc-port").close()  # gRPC opens it itself, once there are workers
+        admin = stack.enter_context(_bind("127.0.0.1", config.admin_port, "--admin-port"))
+        metrics = None
+        if config.metrics_port is not None:
+            metrics = stack.enter_context(_bind(config.host, config.metrics_port, "--metrics-port"))
+        if not _is_loopback(config.host):
+            log.warning("listening on %s without authentication: whoever reaches it can use the models", config.host)
+        yield Listeners(http, admin, metrics)
+
+
+def _bind(host: str, port: int, flag: str) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigError(f"--host: can't use {host}: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(LISTEN_BACKLOG)  # a port that another listens on may still be bound
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"{flag}: can't listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def _bind_grpc(server: GrpcServer, config: ServeConfig) -> int:
+    try:
+        return server.bind(config.host, config.grpc_port)
+    except OSError as error:
+        raise ConfigError(f"--grpc-port: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _port(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _write_ready_file(path: Path, ports: dict[str, int]) -> None:
+    """Writes the file whole or not at all, since others wait for it to appear."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({**ports, "pid": os.getpid()}) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,259 @@
+"""What ``/metrics`` says, and how 20,000 models keep it cheap.
+
+Histograms carry no model label; per model there are only the counters of ``Stats``, which are read when somebody
+scrapes, written family by family in slices between which the event loop does other work. Counters that are zero are
+left out, except requests and loads. Models named in ``--histogram-model`` have histograms of their own, under names
+of their own so that sums over a name never count a request twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from operator import attrgetter
+from typing import TypeAlias
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from roost.core.version import __version__
+from roost.router.states import InstanceState
+from roost.router.stats import ModelStats, RequestRecord, Stats
+from roost.router.view import MeshView, WorkerView
+from roost.server.exposition import Histogram, family, head, join, labels_of, number
+
+SLICE = 500
+
+_RESIDENT = frozenset({InstanceState.READY, InstanceState.DRAINING, InstanceState.UNLOADING})
+
+_DURATIONS = {
+    "request": "from the first byte of a request to its answer",
+    "request_queue": "that requests waited for a free slot of their model",
+    "request_load_wait": "that requests waited for their model to be loaded",
+    "request_compute": "that the runtime took for requests",
+}
+
+_COUNTERS = (
+    ("roost_rows_total", "rows", "Rows of batches run, by model version."),
+    ("roost_executions_total", "executions", "Batches run, by model version."),
+    ("roost_queue_seconds_total", "queue_s", "Seconds that requests waited for a free slot, by model version."),
+    ("roost_load_wait_seconds_total", "load_wait_s", "Seconds that requests waited for loads, by model version."),
+    ("roost_compute_seconds_total", "compute_s", "Seconds that the runtime took, by model version."),
+    ("roost_loading_seconds_total", "load_s", "Seconds that successful loads took, by model version."),
+    ("roost_evictions_total", "evictions", "Evictions of a loaded copy, by model version."),
+    ("roost_load_failures_total", "load_failures", "Loads that failed, by model version."),
+)
+
+
+# A model version's counters behind its labels, which are written once a scrape.
+_Labelled: TypeAlias = tuple[str, ModelStats]
+
+
+class _Durations:
+    """The histograms of one model or of all."""
+
+    __slots__ = ("compute", "load", "load_wait", "queue", "request")
+
+    def __init__(self) -> None:
+        self.request = Histogram()
+        self.queue = Histogram()
+        self.load_wait = Histogram()
+        self.compute = Histogram()
+        self.load = Histogram()
+
+    def observe(self, record: RequestRecord) -> None:
+        """Counts a request; one that failed only for the steps that it got to."""
+        done = record.code is None
+        self.request.observe(record.total_s)
+        if done or record.queue_s:
+            self.queue.observe(record.queue_s)
+        if done or record.load_wait_s:
+            self.load_wait.observe(record.load_wait_s)
+        if done or record.compute_s:
+            self.compute.observe(record.compute_s)
+
+    def by_name(self) -> dict[str, Histogram]:
+        """The histograms by the middle of their metric's name."""
+        parts = (self.request, self.queue, self.load_wait, self.compute)
+        return dict(zip(_DURATIONS, parts, strict=True)) | {"load": self.load}
+
+
+class Metrics:
+    """Everything that is exposed. It watches ``stats`` from its construction on.
+
+    Args:
+        stats: The counters; its hooks become ours.
+        view: Makes a view of the mesh, once for each scrape.
+        histogram_models: Models that get histograms of their own.
+    """
+
+    def __init__(self, stats: Stats, view: Callable[[], MeshView], histogram_models: Sequence[str] = ()) -> None:
+        self._stats = stats
+        self._view = view
+        self._all = _Durations()
+        self._by_model = {name: _Durations() for name in histogram_models}
+        self._process = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._process)
+        stats.on_request = self._on_request
+        stats.on_load = self._on_load
+
+    def _on_request(self, record: RequestRecord) -> None:
+        self._all.observe(record)
+        own = self._by_model.get(record.name)
+        if own is not None:
+            own.observe(record)
+
+    def _on_load(self, name: str, load_s: float) -> None:
+        self._all.load.observe(load_s)
+        own = self._by_model.get(name)
+        if own is not None:
+            own.load.observe(load_s)
+
+    async def render(self) -> AsyncGenerator[bytes, None]:
+        """Writes everything in slices, giving the event loop a turn after each."""
+        view = self._view()
+        yield self._server_text(view).encode()
+        await asyncio.sleep(0)
+        for parts in (self._histogram_slices(), _instance_slices(view), _model_slices(self._stats)):
+            for text in parts:
+                if text:
+                    yield text.encode()
+                await asyncio.sleep(0)
+
+    def _server_text(self, view: MeshView) -> str:
+        families = [
+            family("roost_build_info", "gauge", "The version that runs.", [(labels_of(version=__version__), 1)]),
+            family("roost_ready", "gauge", "Whether the server is ready.", [("", int(view.ready))]),
+            family("roost_models", "gauge", "Models that the server knows.", [("", view.models)]),
+            family("roost_queued_requests", "gauge", "Requests that wait.", [("", view.queued)]),
+            family("roost_body_bytes", "gauge", "Bytes of request bodies in the server.", [("", view.body_bytes)]),
+            family("roost_body_limit_bytes", "gauge", "Limit of roost_body_bytes.", [("", view.body_limit_bytes)]),
+            *_device_families(view),
+            *_worker_families(view),
+        ]
+        return "".join(families) + generate_latest(self._process).decode()
+
+    def _histogram_slices(self) -> Iterator[str]:
+        for middle, histogram in self._all.by_name().items():
+            name = f"roost_{middle}_seconds"
+            what = _DURATIONS.get(middle, "that successful loads took")
+            yield head(name, "histogram", f"Seconds {what}.") + join(list(histogram.lines(name)))
+            if self._by_model:
+                name = f"roost_model_{middle}_seconds"
+                lines: list[str] = []
+                for model, own in self._by_model.items():
+                    lines += own.by_name()[middle].lines(name, labels_of(model=model))
+                yield head(name, "histogram", f"Seconds {what}, by model.") + join(lines)
+
+
+def _device_families(view: MeshView) -> list[str]:
+    rows = [(labels_of(device=device.name), device) for device in view.devices]
+    return [
+        family(
+            "roost_device_budget_bytes",
+            "gauge",
+            "Bytes that models may take on a device.",
+            [(labels, device.budget_bytes) for labels, device in rows],
+        ),
+        family(
+            "roost_device_used_bytes",
+            "gauge",
+            "Bytes of the budget in use, reservations included.",
+            [(labels, device.used_bytes) for labels, device in rows],
+        ),
+        family(
+            "roost_device_reserved_bytes",
+            "gauge",
+            "Bytes of the budget reserved for loads under way.",
+            [(labels, device.reserved_bytes) for labels, device in rows],
+        ),
+    ]
+
+
+def _worker_families(view: MeshView) -> list[str]:
+    workers = [(labels_of(worker=worker.id), worker) for worker in view.workers]
+
+    def gauge(name: str, text: str, rows: Iterable[tuple[str, float]]) -> str:
+        return family(name, "gauge", text, rows)
+
+    return [
+        gauge("roost_worker_up", "Whether a worker runs.", [(label, int(w.state == "up")) for label, w in workers]),
+        family(
+            "roost_worker_restarts_total",
+            "counter",
+            "Times that a worker was started again.",
+            [(label, worker.restarts) for label, worker in workers],
+        ),
+        gauge("roost_worker_in_flight", "Batches that a worker has.", [(label, w.in_flight) for label, w in workers]),
+        gauge(
+            "roost_worker_private_bytes",
+            "Private memory of a worker as the kernel counts it.",
+            [(label, worker.private_bytes) for label, worker in workers],
+        ),
+    ]
+
+
+def _instance_slices(view: MeshView) -> Iterator[str]:
+    """Resident bytes by worker and model; sums first, since a worker may hold several copies of a version."""
+    resident: list[tuple[WorkerView, dict[tuple[str, str], int]]] = []
+    for worker in view.workers:
+        sizes: dict[tuple[str, str], int] = {}
+        resident.append((worker, sizes))
+        for start in range(0, len(worker.instances), SLICE):
+            for instance in worker.instances[start : start + SLICE]:
+                if instance.state in _RESIDENT:
+                    key = (instance.model, instance.version)
+                    sizes[key] = sizes.get(key, 0) + instance.bytes
+            yield ""
+    yield family(
+        "roost_resident_models",
+        "gauge",
+        "Loaded model versions in a worker.",
+        [(labels_of(worker=worker.id), len(sizes)) for worker, sizes in resident],
+    )
+    yield family(
+        "roost_resident_bytes",
+        "gauge",
+        "Bytes accounted for the loaded model versions in a worker.",
+        [(labels_of(worker=worker.id, device=worker.device), sum(sizes.values())) for worker, sizes in resident],
+    )
+    name = "roost_model_resident_bytes"
+    yield head(name, "gauge", "Bytes accounted for a loaded model version in a worker.")
+    for worker, sizes in resident:
+        rows = iter(sizes.items())
+        while part := list(islice(rows, SLICE)):
+            yield join([f"{name}{{{labels_of(model=m, version=v, worker=worker.id)}}} {size}" for (m, v), size in part])
+
+
+def _model_slices(stats: Stats) -> Iterator[str]:
+    models = list(stats.models.values())  # a copy: requests of new models come while slices are written
+    slices: list[list[_Labelled]] = []
+    yield head("roost_requests_total", "counter", "Finished requests by model version and code.")
+    for start in range(0, len(models), SLICE):
+        part = [(labels_of(model=item.name, version=item.version), item) for item in models[start : start + SLICE]]
+        slices.append(part)
+        yield join(_request_lines(part))
+    yield head("roost_loads_total", "counter", "Successful loads, by model version.")
+    yield from (join(_counter_lines("roost_loads_total", "loads", part, zeros=True)) for part in slices)
+    for name, attribute, text in _COUNTERS:
+        yield head(name, "counter", text)
+        yield from (join(_counter_lines(name, attribute, part)) for part in slices)
+
+
+def _request_lines(models: Sequence[_Labelled]) -> list[str]:
+    lines: list[str] = []
+    for labels, stats in models:
+        if stats.name:
+            lines.append(f'roost_requests_total{{{labels},code="OK"}} {stats.ok}')
+        if stats.errors:
+            lines += [f'roost_requests_total{{{labels},code="{code}"}} {n}' for code, n in stats.errors.items()]
+    return lines
+
+
+def _counter_lines(name: str, attribute: str, models: Sequence[_Labelled], *, zeros: bool = False) -> list[str]:
+    value_of = attrgetter(attribute)
+    return [
+        f"{name}{{{labels}}} {number(value)}"
+        for labels, stats in models
+        if stats.name and ((value := value_of(stats)) or zeros)
+    ]

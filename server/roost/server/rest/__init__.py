@@ -1,0 +1,1 @@
+"""The REST transport: Open Inference Protocol over HTTP on aiohttp."""

@@ -1,0 +1,172 @@
+"""Step 0 of the data path over REST: a body is paid for from the byte budget before it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from types import TracebackType
+
+import numpy as np
+from aiohttp import StreamReader, web
+from roost.core.errors import DeadlineExceeded, ResourceExhausted
+from roost.core.units import format_bytes
+from roost.server.data_plane_protocol import Budget
+from roost.server.rest import compression
+from roost.server.rest.errors import ClientGone, Refusal, retry_after
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_INLINE_BYTES = 64 * 1024
+
+
+class Body:
+    """The bytes of one request, and what they hold of the budget until the ``with`` block ends.
+
+    Attributes:
+        data: The body; views on it may be handed on while the block lasts.
+    """
+
+    __slots__ = ("_budget", "_held_bytes", "data")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held_bytes = 0
+        self.data = memoryview(b"")
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.give_back(self._held_bytes)
+
+    def take(self, size_bytes: int) -> None:
+        """Takes more of the budget.
+
+        Raises:
+            Refusal: 429 at once if there is not enough; the connection closes, since the rest stays unread.
+        """
+        try:
+            self._budget.acquire(size_bytes)
+        except ResourceExhausted as error:
+            raise Refusal(429, error.message, headers=retry_after(error.retry_after_s), close=True) from None
+        self._held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Gives a part back early."""
+        self._held_bytes -= size_bytes
+        self._budget.release(size_bytes)
+
+
+class BodyReader:
+    """Reads request bodies under the budget, a cap and a timeout.
+
+    Args:
+        max_body_bytes: The cap, on what comes over the wire and on what it inflates to.
+        timeout_s: How long a body may take to arrive, so that half a request can't hold the budget.
+        executor: Where large bodies are inflated.
+    """
+
+    def __init__(self, max_body_bytes: int, timeout_s: float, executor: Executor) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._timeout_s = timeout_s
+        self._executor = executor
+
+    async def read(self, request: web.Request, body: Body) -> None:
+        """Fills ``body``.
+
+        Raises:
+            Refusal: 413, 429, 501, or 400 for bad transfer coding.
+            DeadlineExceeded: If the body does not arrive in time.
+            InvalidArgument: If it can't be inflated.
+            ClientGone: If the client went away.
+        """
+        coding = compression.request_coding(request.headers.get("Content-Encoding"))
+        length = request.content_length
+        if length is not None:
+            self._check_size(length)
+            body.take(length)
+        if "Expect" in request.headers:
+            _send_continue(request)
+        content = request.content
+        if content.is_eof() and content.exception() is None and coding is compression.IDENTITY:
+            body.data = memoryview(content.read_nowait())
+            if length is None:
+                self._check_size(len(body.data))
+                body.take(len(body.data))
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._receive(request, length, body)
+                if coding != compression.IDENTITY:
+                    await self._inflate(coding, body)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request body did not arrive within {self._timeout_s:g} s") from None
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._max_body_bytes:
+            raise Refusal(
+                413,
+                f"a request body of {format_bytes(size_bytes)} or more is over the limit of "
+                f"{format_bytes(self._max_body_bytes)}",
+                close=True,
+            )
+
+    async def _receive(self, request: web.Request, length: int | None, body: Body) -> None:
+        try:
+            if length is not None:
+                body.data = await _receive_exactly(request.content, length)
+            else:
+                body.data = await self._receive_chunks(request.content, body)
+        except web.RequestPayloadError:
+            raise Refusal(400, "the request body is not valid HTTP", close=True) from None
+        except ConnectionError:
+            raise ClientGone from None
+        except RuntimeError:
+            # How the stream says that its connection was lost before the wait began.
+            if request.transport is not None:
+                raise
+            raise ClientGone from None
+
+    async def _receive_chunks(self, content: StreamReader, body: Body) -> memoryview:
+        data = bytearray()
+        while chunk := await content.readany():
+            self._check_size(len(data) + len(chunk))
+            body.take(len(chunk))
+            data += chunk
+        return memoryview(data)
+
+    async def _inflate(self, coding: str, body: Body) -> None:
+        compressed_bytes = len(body.data)
+        inflater = compression.Inflater(coding, body.data)
+        data = bytearray()
+        while not inflater.done:
+            inline = not data and compressed_bytes <= _INLINE_BYTES
+            body.take(compression.STEP_BYTES)
+            piece = await compression.inflate_step(inflater, inline, self._executor)
+            body.give_back(compression.STEP_BYTES - len(piece))
+            self._check_size(len(data) + len(piece))
+            data += piece
+        body.data = memoryview(data)
+        body.give_back(compressed_bytes)
+
+
+async def _receive_exactly(content: StreamReader, length: int) -> memoryview:
+    """Reads ``length`` bytes with one copy, or none if they come in one piece."""
+    chunk = await content.readany()
+    if len(chunk) == length:
+        return memoryview(chunk)
+    # Unlike a bytearray this touches no page before data comes, so an announcement alone takes no memory.
+    data = np.empty(length, dtype=np.uint8).data
+    position = 0
+    while chunk:
+        data[position : position + len(chunk)] = chunk
+        position += len(chunk)
+        if position == length:
+            return data
+        chunk = await content.readany()
+    raise ClientGone
+
+
+def _send_continue(request: web.Request) -> None:
+    """Tells a client that waits for it to send its body; only once the body is paid for."""
+    if request.transport is not None and request.headers["Expect"].lower() == "100-continue":
+        request.transport.write(_CONTINUE)

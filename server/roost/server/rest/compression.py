@@ -1,0 +1,144 @@
+"""Content codings of requests and answers: gzip and deflate (the zlib format), in bounded steps.
+
+zlib releases the interpreter's lock for large inputs, so large bodies go through an executor, one step at a time:
+a request that is dropped leaves at most one step behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from functools import lru_cache
+
+from roost.core.errors import InvalidArgument
+from roost.core.tensors import Buffer
+from roost.server.rest.errors import Refusal
+
+IDENTITY = "identity"
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_STEP_BYTES = 256 * 1024
+_INLINE_BYTES = 64 * 1024
+# Answers are compressed while the client waits: the fastest level saves most of the bytes.
+_LEVEL = 1
+
+
+def request_coding(content_encoding: str | None) -> str:
+    """The coding of a request body.
+
+    Raises:
+        Refusal: 501 if it is not one that is understood.
+    """
+    if not content_encoding or content_encoding == IDENTITY:
+        return IDENTITY
+    if content_encoding not in _WINDOW_BITS:
+        raise Refusal(
+            501,
+            "Unsupported compression type: use gzip, deflate or identity",
+            headers={"Accept-Encoding": "gzip, deflate"},
+            close=True,
+        )
+    return content_encoding
+
+
+@lru_cache(maxsize=128)
+def preferred_coding(accept_encoding: str) -> str:
+    """The coding that a client likes best: the highest q-value, then the first named; unknown ones don't count."""
+    best, best_q = IDENTITY, 0.0
+    for item in accept_encoding.split(","):
+        coding, _, rest = item.partition(";")
+        coding = coding.strip()
+        if coding != IDENTITY and coding not in _WINDOW_BITS:
+            continue
+        q = _quality(rest)
+        if q > best_q:
+            best, best_q = coding, q
+    return best
+
+
+def _quality(text: str) -> float:
+    for parameter in text.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                q = float(value)
+            except ValueError:
+                return 0.0
+            return q if 0.0 <= q <= 1.0 else 0.0
+    return 1.0
+
+
+class Inflater:
+    """Undoes a coding in steps of bounded output.
+
+    Args:
+        coding: gzip or deflate.
+        data: The compressed body; must stay as it is meanwhile.
+    """
+
+    def __init__(self, coding: str, data: memoryview) -> None:
+        self._coding = coding
+        self._inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+        self._data = data
+        self._position = 0
+        self._tail: Buffer = b""
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole body came out."""
+        return self._inflater.eof
+
+    def step(self) -> bytes:
+        """The next bytes, at most ``STEP_BYTES``.
+
+        Raises:
+            InvalidArgument: If the body is not of this coding, ends early or has something behind its end.
+        """
+        # Slices of the input, because zlib copies what it did not consume after every step.
+        if not self._tail:
+            self._tail = self._data[self._position : self._position + _STEP_BYTES]
+            self._position += len(self._tail)
+        fed = len(self._tail)
+        try:
+            piece = self._inflater.decompress(self._tail, _STEP_BYTES)
+        except zlib.error:
+            raise InvalidArgument(f"the body is not valid {self._coding}") from None
+        self._tail = self._inflater.unconsumed_tail
+        if self._inflater.eof:
+            if self._inflater.unused_data or self._position < len(self._data):
+                raise InvalidArgument(f"the body has bytes behind the end of its {self._coding} data")
+        elif not piece and not fed:
+            raise InvalidArgument(f"the {self._coding} body ends too early")
+        return piece
+
+
+STEP_BYTES = _STEP_BYTES
+
+
+async def inflate_step(inflater: Inflater, inline: bool, executor: Executor) -> bytes:
+    """One step of an inflater, on the loop for little ones."""
+    if inline:
+        return inflater.step()
+    return await asyncio.get_running_loop().run_in_executor(executor, inflater.step)
+
+
+async def compress(buffers: Sequence[Buffer], coding: str, executor: Executor) -> list[Buffer]:
+    """Compresses the buffers of an answer into new ones; large answers in the executor."""
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
+    if sum(map(len, buffers)) <= _INLINE_BYTES:
+        return [b"".join([*map(compressor.compress, buffers), compressor.flush()])]
+    loop = asyncio.get_running_loop()
+    pieces: list[Buffer] = [
+        await loop.run_in_executor(executor, compressor.compress, step) for step in slices(buffers, _STEP_BYTES)
+    ]
+    pieces.append(await loop.run_in_executor(executor, compressor.flush))
+    return [piece for piece in pieces if piece]
+
+
+def slices(buffers: Sequence[Buffer], size_bytes: int) -> Iterator[memoryview]:
+    """Cuts buffers into views of at most ``size_bytes``, without copying."""
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for start in range(0, len(view), size_bytes):
+            yield view[start : start + size_bytes]

@@ -1,0 +1,86 @@
+"""The last step over REST: an answer goes out without joining its buffers, and never waits for ever.
+
+A large answer is written in slices. Its connection's write buffer is told to pause at once and to resume only
+when it is empty, so after the last slice nothing refers to the tensors any more: an event loop such as uvloop keeps
+views on what it could not write, it does not copy them. A client that does not take a slice in time is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from aiohttp import web
+from roost.core.tensors import Buffer
+from roost.server.rest.compression import slices
+
+_log = logging.getLogger(__name__)
+
+# Less than what a transport buffers before it pauses (64 KiB): such an answer on an idle connection can't block.
+_SMALL_BYTES = 32 * 1024
+_SLICE_BYTES = 256 * 1024
+
+
+async def send(
+    request: web.Request, headers: Mapping[str, str], buffers: Sequence[Buffer], write_timeout_s: float
+) -> web.StreamResponse:
+    """Sends a successful answer; when this returns, nobody reads the buffers any more.
+
+    A client that went away or reads too slowly ends the connection, not the caller.
+    """
+    size = sum(map(len, buffers))
+    if size <= _SMALL_BYTES:
+        body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        return await send_small(request, web.Response(body=body, headers=headers), write_timeout_s)
+    response = web.StreamResponse(headers=headers)
+    response.content_length = size
+    transport = request.transport
+    if transport is None:
+        response.force_close()
+        return response
+    transport.set_write_buffer_limits(high=0)
+    try:
+        async with asyncio.timeout(write_timeout_s):
+            await response.prepare(request)
+        for piece in slices(buffers, _SLICE_BYTES):
+            async with asyncio.timeout(write_timeout_s):
+                await response.write(piece)
+                await request.writer.drain()
+        await response.write_eof()
+    except TimeoutError:
+        _cut_off(request, response)
+    except ConnectionError:
+        response.force_close()
+    else:
+        transport.set_write_buffer_limits()
+    return response
+
+
+async def send_small(request: web.Request, response: web.Response, write_timeout_s: float) -> web.StreamResponse:
+    """Sends an answer that is one piece of bytes."""
+    transport = request.transport
+    try:
+        if (
+            transport is not None
+            and not transport.get_write_buffer_size()
+            and (response.content_length or 0) <= _SMALL_BYTES
+        ):
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+        async with asyncio.timeout(write_timeout_s):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        _cut_off(request, response)
+    except ConnectionError:
+        response.force_close()
+    return response
+
+
+def _cut_off(request: web.Request, response: web.StreamResponse) -> None:
+    _log.info("cut off %s: it did not read its answer in time", request.remote)
+    response.force_close()
+    if request.transport is not None:
+        request.transport.abort()

@@ -1,0 +1,108 @@
+"""The model repository extension over REST: index, load and unload."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from aiohttp import web
+from roost.core.errors import InvalidArgument, Unimplemented
+from roost.core.metadata import IndexEntry
+from roost.server.data_plane_protocol import DataPlane
+from roost.server.rest.body import Body, BodyReader
+from roost.server.rest.codec_json import check_depth, kind, parse_json
+from roost.server.rest.handlers import json_response
+
+_FILE_PREFIX = "file:"
+
+
+class RepositoryHandlers:
+    """Answers the POST calls below ``/v2/repository``."""
+
+    def __init__(self, data_plane: DataPlane, reader: BodyReader) -> None:
+        self._data_plane = data_plane
+        self._reader = reader
+
+    async def index(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v2/repository/index``."""
+        _refuse_repository_name(request)
+        with Body(self._data_plane.bodies) as body:
+            await self._reader.read(request, body)
+            ready = _parse_object(body.data).get("ready", False)
+        if type(ready) is not bool:
+            raise InvalidArgument(f"unable to parse 'ready': expected a boolean, got {kind(ready)}")
+        return json_response([_entry(entry) for entry in await self._data_plane.repository_index(ready)])
+
+    async def load(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v2/repository/models/{model}/load``."""
+        _refuse_repository_name(request)
+        with Body(self._data_plane.bodies) as body:
+            await self._reader.read(request, body)
+            parameters = _load_parameters(body)
+            await self._data_plane.load_model(request.match_info["model"], parameters)
+        return web.Response()
+
+    async def unload(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v2/repository/models/{model}/unload``."""
+        _refuse_repository_name(request)
+        with Body(self._data_plane.bodies) as body:
+            await self._reader.read(request, body)
+            parameters = _parameters(body.data)
+            await self._data_plane.unload_model(request.match_info["model"], parameters)
+        return web.Response()
+
+
+def _refuse_repository_name(request: web.Request) -> None:
+    if "repository" in request.match_info:
+        raise Unimplemented("'repository_name' specification is not supported: leave the repository out of the path")
+
+
+def _entry(entry: IndexEntry) -> dict[str, str]:
+    document = {"name": entry.name}
+    if entry.version:
+        document["version"] = entry.version
+    if entry.state:
+        document["state"] = entry.state
+    if entry.reason:
+        document["reason"] = entry.reason
+    return document
+
+
+def _parse_object(data: memoryview) -> dict[str, Any]:
+    """The JSON object of a body; an empty body is an empty one."""
+    if not data:
+        return {}
+    document = parse_json(data)
+    check_depth(document, 1)
+    if type(document) is not dict:
+        raise InvalidArgument(f"unable to parse the request JSON: expected an object, got {kind(document)}")
+    return document
+
+
+def _parameters(data: memoryview) -> dict[str, bool | int | str | bytes]:
+    value = _parse_object(data).get("parameters", {})
+    if type(value) is not dict:
+        raise InvalidArgument(f"unable to parse 'parameters': expected an object, got {kind(value)}")
+    for key, item in value.items():
+        if type(item) not in (bool, int, str):
+            raise InvalidArgument(
+                f"parameter '{key}' has invalid type: expected a string, integer or boolean, got {kind(item)}"
+            )
+    return value
+
+
+def _load_parameters(body: Body) -> dict[str, bool | int | str | bytes]:
+    """The parameters with files decoded; what they take is held of the budget, like the body."""
+    parameters = _parameters(body.data)
+    for key, item in parameters.items():
+        if not key.startswith(_FILE_PREFIX):
+            continue
+        if type(item) is not str:
+            raise InvalidArgument(f"parameter '{key}' has invalid type: expected base64 text, got {kind(item)}")
+        body.take(len(item))
+        try:
+            parameters[key] = base64.b64decode(item, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidArgument(f"parameter '{key}' is not base64") from None
+    return parameters

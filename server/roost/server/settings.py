@@ -1,0 +1,214 @@
+"""The settings of ``roost serve``: one field for each flag, ``ROOST_`` variable and key of the YAML file.
+
+Flags, help texts and ``docs/configuration.md`` are made from the fields, so a setting is described here and
+nowhere else. Values may be written as people write them (``64MiB``, ``30s``); fields hold bytes and seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from roost.server.values import (
+    MAX_HISTOGRAM_MODELS,
+    AutoSize,
+    Count,
+    Duration,
+    Grace,
+    HistogramModels,
+    ModelsOrAll,
+    OptionalPath,
+    OptionalPort,
+    Paths,
+    Port,
+    Size,
+    Switch,
+    Text,
+    Workers,
+    choice,
+)
+
+MODELS = "Models"
+LISTENERS = "Listeners"
+MEMORY = "Workers and memory"
+LIMITS = "Limits and timeouts"
+LOGS = "Logs and metrics"
+
+
+def _setting(
+    default: Any,
+    group: str,
+    metavar: str,
+    description: str,
+    *,
+    shown_default: str | None = None,
+    separator: str = ",",
+    hidden: bool = False,
+) -> Any:
+    """A field with what flags and documentation need.
+
+    Args:
+        default: Its value if nobody sets it.
+        group: The heading it stands under.
+        metavar: What its value is called in help texts; empty for switches.
+        description: Whole sentences; help and documentation print them.
+        shown_default: The default in words, where it depends on the machine.
+        separator: What separates the elements of a list in the environment.
+        hidden: Leave it out of help and documentation.
+    """
+    extra: dict[str, Any] = {
+        "group": group,
+        "metavar": metavar,
+        "shown_default": shown_default,
+        "separator": separator,
+        "hidden": hidden,
+    }
+    return Field(default, description=description, json_schema_extra=extra)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; ``None`` stands for what is worked out from the machine."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=False, protected_namespaces=())
+
+    model_repository: Paths = _setting(
+        (),
+        MODELS,
+        "PATH",
+        "Folder that holds the models, one folder each, in Triton's layout. Give it several times for several "
+        "repositories. At least one is needed.",
+        shown_default="none, required",
+        separator=":",
+    )
+    model_control: Annotated[str, BeforeValidator(choice("none", "explicit"))] = _setting(
+        "none",
+        MODELS,
+        "none|explicit",
+        "Who says which models are available. With `none` all models in the repositories are, and a model is "
+        "loaded by the first request for it. With `explicit` only those are that `--load-model` or a load call of "
+        "the repository API names.",
+    )
+    load_model: ModelsOrAll = _setting(
+        (),
+        MODELS,
+        "NAME",
+        "Model to make available and load on start with `--model-control explicit`. Give it several times for "
+        "several models; `*` means all.",
+    )
+    routes: OptionalPath = _setting(
+        None,
+        MODELS,
+        "FILE",
+        "YAML file with routes: public names that split their traffic over versions of models by weight.",
+    )
+
+    host: Text = _setting(
+        "127.0.0.1",
+        LISTENERS,
+        "ADDRESS",
+        "Address that REST, gRPC and the metrics port listen on. There is no authentication: open it to networks "
+        "that you trust.",
+    )
+    http_port: Port = _setting(8080, LISTENERS, "PORT", "Port for REST. 0 picks a free one.")
+    grpc_port: Port = _setting(8081, LISTENERS, "PORT", "Port for gRPC. 0 picks a free one.")
+    admin_port: Port = _setting(
+        8082,
+        LISTENERS,
+        "PORT",
+        "Port of the admin listener, on the loopback address only: metrics, and the state that `roost status` "
+        "shows. 0 picks a free one.",
+    )
+    metrics_port: OptionalPort = _setting(
+        None,
+        LISTENERS,
+        "PORT",
+        "Port that serves `/metrics`, and nothing else, on `--host`, for a Prometheus on another machine. "
+        "0 picks a free one.",
+        shown_default="none: metrics are on the admin listener alone",
+    )
+    ready_file: OptionalPath = _setting(
+        None,
+        LISTENERS,
+        "FILE",
+        "File to write the ports in use and the process id to, as JSON, once the server is ready.",
+    )
+    server_name: Text = _setting("roost", LISTENERS, "NAME", "Name that the server metadata call answers with.")
+
+    workers: Workers = _setting(
+        None,
+        MEMORY,
+        "N",
+        "Number of worker processes that models run in.",
+        shown_default="one for each CPU that the process may use, less one, at least one",
+    )
+    memory_budget: AutoSize = _setting(
+        None,
+        MEMORY,
+        "SIZE",
+        "Memory that loaded models may take, without what the idle processes take. When it is full, the model "
+        "that was not used for the longest time is evicted.",
+        shown_default="70 % of the memory limit of the container or else of the machine, less the measured idle use",
+    )
+    state_dir: OptionalPath = _setting(
+        None,
+        MEMORY,
+        "DIR",
+        "Folder for what survives a restart, such as digests and signatures of models. "
+        "One server at a time can use it.",
+        shown_default="`$XDG_STATE_HOME/roost`, else `~/.local/state/roost`",
+    )
+
+    request_timeout: Duration = _setting(
+        60.0, LIMITS, "DURATION", "Longest time that a request may take, loading its model included."
+    )
+    load_timeout: Duration = _setting(60.0, LIMITS, "DURATION", "Longest time that loading one model may take.")
+    drain_timeout: Grace = _setting(
+        30.0,
+        LIMITS,
+        "DURATION",
+        "Longest time that the server waits for accepted requests when it stops. 0 waits for none.",
+    )
+    write_timeout: Duration = _setting(
+        60.0, LIMITS, "DURATION", "Longest time that a client may take to read an answer before it is cut off."
+    )
+    max_body: Size = _setting(
+        64 * 2**20, LIMITS, "SIZE", "Largest body of a REST request, both before and after decompression."
+    )
+    grpc_max_message_size: Size = _setting(64 * 2**20, LIMITS, "SIZE", "Largest gRPC message.")
+    body_budget: AutoSize = _setting(
+        None,
+        LIMITS,
+        "SIZE",
+        "Memory that the bodies of all requests in the server may take together. Requests over it are refused "
+        "before they are read.",
+        shown_default="an eighth of the memory, at most 512MiB, but never less than the largest request",
+    )
+    max_queue: Count = _setting(
+        1000, LIMITS, "N", "Number of requests that may wait for one version of a model. More are refused at once."
+    )
+    max_queued_bytes: AutoSize = _setting(
+        None,
+        LIMITS,
+        "SIZE",
+        "Bytes of requests that may wait for one version of a model. More are refused at once.",
+        shown_default="half of `--body-budget`, but never less than the largest request",
+    )
+
+    log_level: Annotated[str, BeforeValidator(choice("debug", "info", "warning", "error"))] = _setting(
+        "info", LOGS, "debug|info|warning|error", "Least severe log lines to write."
+    )
+    log_format: Annotated[str, BeforeValidator(choice("human", "json"))] = _setting(
+        "human", LOGS, "human|json", "Whether log lines are written for people or as one JSON object each."
+    )
+    access_log: Switch = _setting(False, LOGS, "", "Write a log line for each request. Tensors are never logged.")
+    histogram_model: HistogramModels = _setting(
+        (),
+        LOGS,
+        "NAME",
+        "Model that gets latency histograms of its own, beside those over all models. Give it several times for "
+        f"several models, at most {MAX_HISTOGRAM_MODELS}, since each costs about 100 time series.",
+    )
+    enable_dummy: Switch = _setting(
+        False, MODELS, "", "Allow the dummy runtime, which misbehaves on command.", hidden=True
+    )

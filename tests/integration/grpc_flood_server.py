@@ -1,0 +1,25 @@
+"""A gRPC server in its own process, whose memory a test watches: arguments are slots, largest message and budget."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+from roost.server.grpc_limits import GrpcLimits
+from roost.server.grpc_server import build_grpc_server
+from tests.unit.grpc_fakes import FakeDataPlane
+
+
+async def main(slots: int, max_message_bytes: int, budget_bytes: int) -> None:
+    limits = GrpcLimits(max_concurrent_receives=slots, max_message_bytes=max_message_bytes)
+    server = build_grpc_server(FakeDataPlane(budget_bytes=budget_bytes), limits)
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    print(port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop(0)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*map(int, sys.argv[1:])))

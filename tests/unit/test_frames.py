@@ -1,0 +1,158 @@
+"""The frame codec: what goes in comes out, and bytes that are no frame raise FrameError alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from roost.core.errors import Code
+from roost.core.frames import (
+    ALIGNMENT,
+    HEADER_BYTES,
+    FrameError,
+    FrameType,
+    Region,
+    Response,
+    Run,
+    StepTimes,
+    WireTensor,
+    control_frame,
+    error_frame,
+    pack_header,
+    parse_control,
+    parse_error,
+    parse_response,
+    parse_run,
+    response_frame,
+    run_frame,
+    unpack_header,
+)
+from roost.core.tensors import DATATYPES, Buffer
+
+NAMES = st.text(max_size=20)
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+I64 = st.integers(-(2**63), 2**63 - 1)
+REGIONS = st.builds(Region, U32, U64, U64, U32)
+TENSORS = st.builds(
+    WireTensor,
+    NAMES,
+    st.sampled_from(sorted(DATATYPES)),
+    st.lists(I64, max_size=32).map(tuple),
+    st.binary(max_size=200) | REGIONS,
+)
+PARAMETERS = st.dictionaries(NAMES, st.booleans() | I64 | st.floats(allow_nan=False) | NAMES, max_size=4)
+RUNS = st.builds(Run, U64, I64, st.lists(TENSORS, max_size=4), st.lists(NAMES, max_size=3), PARAMETERS)
+RESPONSES = st.builds(
+    Response, st.lists(TENSORS, max_size=4), U32, st.booleans(), st.builds(StepTimes, I64, I64, I64, I64, I64, I64)
+)
+PARSERS: list[Callable[[Buffer], Any]] = [parse_run, parse_response, parse_control, parse_error, unpack_header]
+
+
+def joined(buffers: list[Buffer]) -> bytes:
+    return b"".join(bytes(buffer) for buffer in buffers)
+
+
+def as_rows(tensors: Any) -> list[tuple[Any, ...]]:
+    return [(t.name, t.datatype, t.shape, t.data if isinstance(t.data, Region) else bytes(t.data)) for t in tensors]
+
+
+@given(st.sampled_from(FrameType), U64, st.integers(0, 2**34), U32)
+def test_header_round_trip(type_: FrameType, request_id: int, length: int, flags: int) -> None:
+    assert unpack_header(pack_header(type_, request_id, length, flags)) == (type_, flags, request_id, length)
+
+
+@given(U64, RUNS)
+def test_run_round_trip(request_id: int, run: Run) -> None:
+    frame = joined(run_frame(request_id, run))
+    header = unpack_header(frame)
+    assert header == (FrameType.RUN, 0, request_id, len(frame) - HEADER_BYTES)
+    parsed = parse_run(frame[HEADER_BYTES:])
+    assert (parsed.instance, parsed.deadline_ns, list(parsed.outputs)) == (run.instance, run.deadline_ns, run.outputs)
+    assert dict(parsed.parameters) == dict(run.parameters)
+    assert as_rows(parsed.inputs) == as_rows(run.inputs)
+
+
+@given(U64, RESPONSES)
+def test_response_round_trip(request_id: int, response: Response) -> None:
+    frame = joined(response_frame(request_id, response))
+    assert unpack_header(frame).type is FrameType.RESPONSE
+    parsed = parse_response(frame[HEADER_BYTES:])
+    assert (parsed.sequence, parsed.final, parsed.times) == (response.sequence, response.final, response.times)
+    assert as_rows(parsed.outputs) == as_rows(response.outputs)
+
+
+@given(RUNS)
+def test_inline_elements_start_at_multiples_of_the_alignment(run: Run) -> None:
+    payload = joined(run_frame(1, run))[HEADER_BYTES:]
+    block = np.frombuffer(payload, np.uint8) if payload else np.empty(0, np.uint8)
+    for tensor in parse_run(block.data).inputs:
+        if not isinstance(tensor.data, Region) and len(tensor.data):
+            offset = np.frombuffer(tensor.data, np.uint8).ctypes.data - block.ctypes.data
+            assert offset % ALIGNMENT == 0
+
+
+@given(st.sampled_from(FrameType), U64, st.dictionaries(NAMES, I64 | NAMES | st.none(), max_size=5))
+def test_control_round_trip(type_: FrameType, request_id: int, payload: dict[str, Any]) -> None:
+    frame = control_frame(type_, request_id, payload)
+    assert unpack_header(frame)[:3] == (type_, 0, request_id)
+    assert parse_control(frame[HEADER_BYTES:]) == payload
+
+
+@given(U64, st.sampled_from(Code), NAMES)
+def test_error_round_trip(request_id: int, code: Code, message: str) -> None:
+    assert parse_error(error_frame(request_id, code, message)[HEADER_BYTES:]) == (code, message)
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.__name__)
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes_raise_frame_errors_alone(parser: Callable[[Buffer], Any], data: bytes) -> None:
+    with suppress(FrameError):
+        parser(data)
+
+
+@given(RUNS | RESPONSES, st.data())
+def test_damaged_frames_raise_frame_errors_alone(value: Run | Response, data: st.DataObject) -> None:
+    if isinstance(value, Run):
+        parser: Callable[[Buffer], Any] = parse_run
+        payload = bytearray(joined(run_frame(1, value))[HEADER_BYTES:])
+    else:
+        parser = parse_response
+        payload = bytearray(joined(response_frame(1, value))[HEADER_BYTES:])
+    for _ in range(data.draw(st.integers(1, 4))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(payload)))
+    with suppress(FrameError):
+        parser(bytes(payload[:end]))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{}{}", '"a"', "[]", '{"a": ' + "9" * 5000 + "}", "\x00"])
+def test_control_payloads_that_are_no_objects(text: str) -> None:
+    with pytest.raises(FrameError):
+        parse_control(text.encode())
+
+
+@pytest.mark.parametrize("text", ["{}", '{"code": "NOPE", "message": "m"}', '{"code": []}', '{"code": "INTERNAL"}'])
+def test_errors_without_code_or_message(text: str) -> None:
+    with pytest.raises(FrameError):
+        parse_error(text.encode())
+
+
+def test_headers_of_other_versions_types_and_sizes() -> None:
+    good = pack_header(FrameType.PING, 1, 0)
+    for bad in (
+        b"XX" + good[2:],
+        good[:2] + b"\x02" + good[3:],
+        good[:3] + b"\xff" + good[4:],
+        good[:-1],
+        pack_header(FrameType.RUN, 1, 2**40),
+    ):
+        with pytest.raises(FrameError):
+            unpack_header(bad)
+    with pytest.raises(FrameError):
+        unpack_header(pack_header(FrameType.RUN, 1, 101), max_payload_bytes=100)
