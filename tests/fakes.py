@@ -7,7 +7,6 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
 from roost.core.requests import InferRequest, InferResponse
@@ -27,9 +26,21 @@ def _identity(datatype: str, shape: tuple[int, ...]) -> Signature:
     return Signature((TensorSpec("IN", datatype, shape),), (TensorSpec("OUT", datatype, shape),))
 
 
+class ReusedResponse(InferResponse):
+    """A response whose memory is reused as soon as nobody holds the response itself, whoever still holds views."""
+
+    def __del__(self) -> None:
+        for output in self.outputs:
+            if isinstance(output.data, bytearray):
+                output.data[:] = bytes(len(output.data))
+
+
 class FakeDataPlane:
-    """Models: ``simple`` (sum and difference), ``id_<DATATYPE>``, ``word`` (one BYTES element), ``big`` (a large answer), ``hang``
-    (until ``go`` is set), ``down`` (UNAVAILABLE) and ``bug`` (raises what nobody expects)."""
+    """A few models.
+
+    ``simple`` (sum and difference), ``id_<DATATYPE>``, ``word`` (one BYTES element), ``big`` (a large answer), ``hang``
+    (until ``go`` is set), ``down`` (UNAVAILABLE) and ``bug`` (raises what nobody expects).
+    """
 
     def __init__(self, body_bytes: int = 256 * MIB, request_timeout_s: float = 30.0) -> None:
         self.bodies = ByteBudget(body_bytes)
@@ -90,7 +101,7 @@ class FakeDataPlane:
         wanted = [output.name for output in request.outputs]
         if wanted:
             outputs = [output for name in wanted for output in outputs if output.name == name]
-        return InferResponse(request.model_name, "1", outputs)
+        return ReusedResponse(request.model_name, "1", outputs)
 
     async def _run(self, contract: Contract, request: InferRequest) -> list[Tensor]:
         match contract.model:
@@ -99,7 +110,7 @@ class FakeDataPlane:
                 return [from_array("OUTPUT0", "INT32", a + b), from_array("OUTPUT1", "INT32", a - b)]
             case "big":
                 size, fill = int(request.parameters["size"]), int(request.parameters["fill"])
-                return [from_array("OUT", "UINT8", np.full(size, fill, np.uint8))]
+                return [Tensor("OUT", "UINT8", (size,), bytearray(fill.to_bytes() * size))]
             case "hang":
                 await self._hang()
             case "down":

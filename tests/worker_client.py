@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from roost.core.frames import (
 from roost.core.tensors import Buffer, Parameters, Tensor, from_array, to_array
 
 TIMEOUT_S = 60.0
+# As the router starts workers: malloc_trim leaves the tops of thread arenas alone, so large blocks must not be there.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
 
 
 class Frame(NamedTuple):
@@ -51,7 +54,11 @@ class WorkerClient:
         command += ["--enable-dummy"] if dummy else []
         with theirs:
             self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=self._stderr
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=self._stderr,
+                env={**os.environ, **MALLOC},
             )
         self._requests = itertools.count(1)
         self._backlog: list[Frame] = []

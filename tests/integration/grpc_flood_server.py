@@ -6,14 +6,24 @@ import asyncio
 import sys
 
 import uvloop
+from roost.core.requests import InferRequest, InferResponse
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_server import build_grpc_server
+
 from tests.unit.grpc_fakes import FakeDataPlane
+
+
+class SlowDataPlane(FakeDataPlane):
+    """Keeps each request for a while, so that many pile up, and none for longer."""
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        await asyncio.sleep(0.1)
+        return InferResponse(request.model_name, "1", [])
 
 
 async def main(slots: int, max_message_bytes: int, budget_bytes: int) -> None:
     limits = GrpcLimits(max_concurrent_receives=slots, max_message_bytes=max_message_bytes)
-    server = build_grpc_server(FakeDataPlane(budget_bytes=budget_bytes), limits)
+    server = build_grpc_server(SlowDataPlane(budget_bytes=budget_bytes), limits)
     port = server.bind("127.0.0.1", 0)
     await server.start()
     print(port, flush=True)

@@ -10,7 +10,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _FRAME_BYTES = 16_384
-_ZEROS = bytes(_FRAME_BYTES)
+_ZEROS = bytes(65_536)
 
 
 def _frame(type_: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -26,8 +26,8 @@ def _header(name: str, value: str) -> bytes:
 class RawCall:
     """One call on a connection of its own.
 
-    ``start`` sends the headers; ``send`` sends so many bytes of content as the server's windows allow;
-    ``answered`` waits until the server has ended the call.
+    ``start`` sends the headers; ``send`` sends the message as fast as the server's windows allow; ``answered`` waits
+    until the server has ended the call. ``read_frames`` must run meanwhile.
     """
 
     port: int
@@ -39,6 +39,7 @@ class RawCall:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._stream_window = self._connection_window = 65_535
         self._initial_window = 65_535
+        self._frame_bytes = _FRAME_BYTES
         self._changed = asyncio.Condition()
         self._ended = asyncio.Event()
         headers = b"".join(
@@ -68,12 +69,12 @@ class RawCall:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def send(self, length: int) -> None:
-        """Sends one message of ``length`` zeros behind gRPC's prefix, then ends the sending side."""
-        prefix = b"\x00" + length.to_bytes(4, "big")
-        left = len(prefix) + length
+    async def send(self, head: bytes, zeros: int) -> None:
+        """Sends one message, ``head`` and then so many zeros, behind gRPC's prefix; then ends the sending side."""
+        prefix = b"\x00" + (len(head) + zeros).to_bytes(4, "big") + head
+        left = len(prefix) + zeros
         while left:
-            count = min(left, _FRAME_BYTES)
+            count = min(left, self._frame_bytes)
             async with self._changed:
                 await self._changed.wait_for(
                     lambda count=count: (  # type: ignore[misc]
@@ -104,6 +105,8 @@ class RawCall:
                 if key == 4:
                     self._stream_window += value - self._initial_window
                     self._initial_window = value
+                elif key == 5:
+                    self._frame_bytes = min(value, len(_ZEROS))
         elif type_ == _WINDOW_UPDATE:
             increment = int.from_bytes(payload, "big")
             if stream:
@@ -119,14 +122,14 @@ class RawCall:
             self._changed.notify_all()
 
 
-async def raw_call(port: int, path: str, length: int) -> RawCall:
-    """Makes one whole call."""
+async def raw_call(port: int, path: str, head: bytes, zeros: int) -> RawCall:
+    """Makes one whole call with a message of ``head`` and zeros."""
     call = RawCall(port, path)
     await call.start()
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(call.read_frames())
-            await call.send(length)
+            await call.send(head, zeros)
     finally:
         call.close()
     return call

@@ -133,6 +133,17 @@ def test_printed_commands_work_while_it_serves_and_an_interrupt_ends_it(
     assert not Path(f"/proc/{server}").exists()
 
 
+@pytest.mark.parametrize("words", ["starting the server", "asking"])
+def test_a_signal_in_the_middle_ends_server_and_demo_without_a_traceback(
+    serving: subprocess.Popen[str], words: str
+) -> None:
+    read_until(serving, words)
+    serving.send_signal(signal.SIGTERM)
+    out, err = serving.communicate(timeout=TIMEOUT_S)
+    assert (serving.returncode, err) == (0, ""), out
+    assert "the server has ended" in out
+
+
 def test_a_taken_port_is_replaced_by_a_free_one(project: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = str(other.getsockname()[1])

@@ -22,11 +22,30 @@ async def echo(request: InferRequest) -> InferResponse:
     return InferResponse(request.model_name, request.model_version or "1", outputs, request.id, request.parameters)
 
 
+class WatchedBudget(ByteBudget):
+    """A budget that says when nothing is taken from it."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes)
+        self._empty = asyncio.Event()
+
+    def release(self, size_bytes: int) -> None:
+        super().release(size_bytes)
+        if not self.used_bytes:
+            self._empty.set()
+
+    async def is_empty(self) -> None:
+        """Waits until nothing is taken any more."""
+        while self.used_bytes:
+            self._empty.clear()
+            await self._empty.wait()
+
+
 class FakeDataPlane:
     """One model named ``echo``; ``on_infer`` and ``ready`` may be set at any time."""
 
     def __init__(self, *, budget_bytes: int = 2**30, request_timeout_s: float = 60.0) -> None:
-        self.bodies = ByteBudget(budget_bytes)
+        self.bodies = WatchedBudget(budget_bytes)
         self.request_timeout_s = request_timeout_s
         self.live = True
         self.ready = True

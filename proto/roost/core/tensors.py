@@ -142,10 +142,10 @@ def element_count(shape: Sequence[int]) -> int:
     """
     if len(shape) > MAX_RANK:
         raise InvalidArgument(f"a shape of {len(shape)} dimensions is over the limit of {MAX_RANK}")
-    if any(dim < 0 for dim in shape):
+    if shape and min(shape) < 0:
         raise InvalidArgument(f"shape {list(shape)} has a negative dimension")
     count = math.prod(shape)
-    if count > MAX_ELEMENTS or any(dim > MAX_ELEMENTS for dim in shape):
+    if count > MAX_ELEMENTS or (shape and max(shape) > MAX_ELEMENTS):
         raise InvalidArgument(f"shape {list(shape)} has too many elements")
     return count
 

@@ -331,7 +331,6 @@ class Loader:
             raise
         if instance.state is InstanceState.GONE:
             raise WorkerLost("its worker was lost just after loading")
-        worker.private_bytes = int(reply.get("private_bytes", 0))
         return Signature.from_json(reply["signature"])
 
     def _finish(self, instance: Instance, load_s: float) -> None:
@@ -382,8 +381,7 @@ class Loader:
             return
         try:
             async with asyncio.timeout(UNLOAD_TIMEOUT_S):
-                reply = await worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
-            worker.private_bytes = int(reply.get("private_bytes", worker.private_bytes))
+                await worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
         except TimeoutError:
             log.error("worker %d did not unload %s: it is ended", worker.id, instance.revision.key)
             worker.kill()

@@ -28,6 +28,7 @@ from roost.router.stats import Stats
 from roost.router.validation import rows_of
 from roost.router.view import DeviceView, InstanceView, WorkerView
 from roost.router.worker import Worker, WorkerSpec
+from roost.runtimes.memory import private_bytes
 
 log = logging.getLogger(__name__)
 
@@ -368,7 +369,7 @@ class Mesh:
                 worker.epoch,
                 worker.restarts,
                 len(worker.runs),
-                worker.private_bytes,
+                _private_bytes(worker),
                 tuple(_instance_view(i, self._ledger, now) for i in worker.instances.values()),
             )
             for worker in self.workers
@@ -389,6 +390,14 @@ def _free_instance(revision: Revision) -> Instance | None:
         if best is None or instance.worker.free_slots > best.worker.free_slots:
             best = instance
     return best
+
+
+def _private_bytes(worker: Worker) -> int:
+    """What the kernel says now; 0 for a worker without a process."""
+    try:
+        return private_bytes(worker.pid) if worker.pid else 0
+    except OSError:  # it has just ended
+        return 0
 
 
 def _inline(tensor: WireTensor) -> Any:

@@ -26,8 +26,8 @@ HEALTHY_AFTER_S = 10.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
 
-# glibc keeps freed memory otherwise: blocks from 64 KiB are mapped, and so given back when a model goes.
-_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
+# An arena for each thread would keep what was freed in it; workers trim what is left after loads and unloads.
+_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,6 @@ class Worker:
     restarts: int = 0
     state: str = "starting"
     link: WorkerLink | None = None
-    private_bytes: int = 0
     instances: dict[int, Instance] = field(default_factory=dict)
     runs: dict[int, Pending] = field(default_factory=dict)
     waiting: dict[Revision, None] = field(default_factory=dict)
@@ -200,7 +199,7 @@ class Worker:
             log.info("worker %d (process %d) ended: %s", self.id, self.pid, _cause(code))
         self._lose()
         self._process = self.link = None
-        self.pid = self.private_bytes = 0
+        self.pid = 0
         self.events.worker_reaped(self, code)
 
     def on_hello(self, hello: dict[str, Any]) -> None:

@@ -198,7 +198,6 @@ def _session_options(threads: int) -> ort.SessionOptions:
     options.log_severity_level = _FATAL
     # An arena keeps the largest batch's memory for ever, in every session.
     options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")

@@ -23,7 +23,8 @@ _log = logging.getLogger("roost.runtimes.worker")
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Serves the link that the process was started with, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole process group, but only the server acts
+        signal.signal(number, signal.SIG_IGN)
     arguments = _parse(argv)
     logging.basicConfig(level=logging.INFO, format=f"%(levelname)s worker {arguments.epoch}: %(name)s: %(message)s")
     status = 1

@@ -24,7 +24,7 @@ from roost.server.grpc_wire import cut_out, encode_varint
 MAX_RESPONSE_BYTES = 2**31 - 1
 
 # Below it protobuf's own copies cost less than walking over the message in Python.
-_CUT_OUT_BYTES = 16_384
+_CUT_OUT_BYTES = 131_072
 _RAW_INPUT_FIELD = 7
 _RAW_OUTPUT_TAG = b"\x32"  # field 6, length-delimited
 

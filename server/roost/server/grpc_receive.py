@@ -11,9 +11,9 @@ Compressed messages are unpacked here too: gRPC's core would do it without any b
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -23,16 +23,7 @@ from roost.core.units import format_bytes
 # Unpacking more than this (it may grow a thousandfold) blocks the event loop for too long.
 _INLINE_INFLATE_BYTES = 4096
 _GZIP = b"\x1f\x8b\x08"
-_ZLIB_FIRST = 0x78
-
-
-@dataclass(eq=False, slots=True)
-class _Arrival:
-    """A call whose message is not there yet."""
-
-    task: asyncio.Task[Any]
-    expires: float
-    is_expired: bool = False
+_ZLIB_FIRST = b"\x78"
 
 
 class ReceiveGate:
@@ -57,8 +48,9 @@ class ReceiveGate:
         self._max_message_bytes = max_message_bytes
         self._timeout_s = timeout_s
         self._executor = executor
-        # In the order of arrival, so also of expiry: one timer serves all, and an ordinary call never touches it.
-        self._pending: dict[_Arrival, None] = {}
+        # Tasks and when they began, in this order, so one timer serves all and an ordinary call never touches it.
+        self._pending: dict[asyncio.Task[Any], float] = {}
+        self._expired: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def receive(self, context: Any) -> bytes | None:
@@ -69,48 +61,48 @@ class ReceiveGate:
             DeadlineExceeded: If the message did not come in time.
             InvalidArgument: If it is compressed and damaged.
         """
-        arrival = self._enter()
+        task = self._enter()
         try:
-            async with self._slots:
+            await self._slots.acquire()
+            try:
                 raw = await context.read()
                 if raw is grpc.aio.EOF:
                     return None
-                return await self._unpack(raw)
+                return await self._unpack(raw) if _is_packed(raw) else raw  # type: ignore[no-any-return]
+            finally:
+                self._slots.release()
         except asyncio.CancelledError:
-            if arrival.is_expired and arrival.task.uncancel() == 0:
+            if task in self._expired and task.uncancel() == 0:
                 raise DeadlineExceeded(f"the message was not received within {self._timeout_s:g} s") from None
             raise
         finally:
-            del self._pending[arrival]
+            del self._pending[task]
+            if self._expired:
+                self._expired.discard(task)
 
-    def _enter(self) -> _Arrival:
+    def _enter(self) -> asyncio.Task[Any]:
         if len(self._pending) >= self._max_pending:
             raise ResourceExhausted(f"{len(self._pending)} messages are being received already", retry_after_s=1.0)
         task = asyncio.current_task()
         assert task is not None
-        loop = asyncio.get_running_loop()
-        arrival = _Arrival(task, loop.time() + self._timeout_s)
-        self._pending[arrival] = None
+        self._pending[task] = time.monotonic()
         if self._timer is None:
-            self._timer = loop.call_at(arrival.expires, self._expire)
-        return arrival
+            self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._expire)
+        return task
 
     def _expire(self) -> None:
         """Ends the calls whose time is up, and sets the timer for the next one if there is any."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
         self._timer = None
-        for arrival in self._pending:
-            if arrival.expires > now:
-                self._timer = loop.call_at(arrival.expires, self._expire)
+        oldest = time.monotonic() - self._timeout_s
+        for task, began in self._pending.items():
+            if began > oldest:
+                self._timer = asyncio.get_running_loop().call_later(began - oldest, self._expire)
                 return
-            if not arrival.is_expired:
-                arrival.is_expired = True
-                arrival.task.cancel()
+            if task not in self._expired:
+                self._expired.add(task)
+                task.cancel()
 
     async def _unpack(self, raw: bytes) -> bytes:
-        if not _is_packed(raw):
-            return raw
         if len(raw) <= _INLINE_INFLATE_BYTES:
             return inflate(raw, self._max_message_bytes)
         loop = asyncio.get_running_loop()
@@ -123,9 +115,10 @@ def _is_packed(raw: bytes) -> bool:
     gRPC's flag for it does not reach handlers, but no message of ours starts like this: gzip's first byte is no
     protobuf tag at all, and zlib's is one of a field 15 that none of our requests has.
     """
-    if raw[:3] == _GZIP:
-        return True
-    return len(raw) > 2 and raw[0] == _ZLIB_FIRST and int.from_bytes(raw[:2], "big") % 31 == 0
+    first = raw[:1]
+    if first == _GZIP[:1]:
+        return raw.startswith(_GZIP)
+    return first == _ZLIB_FIRST and len(raw) > 2 and int.from_bytes(raw[:2], "big") % 31 == 0
 
 
 def inflate(raw: bytes, max_bytes: int) -> bytes:

@@ -72,6 +72,8 @@ def _auto(read: Callable[[Any], int]) -> Callable[[Any], int | None]:
 
 
 def choice(*choices: str) -> Callable[[Any], str]:
+    """Makes a reader that takes one of a few words."""
+
     def read(value: Any) -> str:
         # The words 'on' and 'off' are booleans in YAML 1.1, hence no choice is spelled so.
         if value not in choices:

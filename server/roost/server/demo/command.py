@@ -13,7 +13,7 @@ from rich.console import Console
 from roost.server.demo import next_steps, report
 from roost.server.demo.clients import DemoClient, open_clients
 from roost.server.demo.clip import demo_sounds, write_clip
-from roost.server.demo.errors import DemoError
+from roost.server.demo.errors import DemoError, Interrupted
 from roost.server.demo.files import choose_files
 from roost.server.demo.questions import ask_file_types, ask_speech
 from roost.server.demo.repository import DemoRepository, build_repository
@@ -23,9 +23,10 @@ from roost.server.demo.server_process import DEFAULT_PORTS, DemoServer, Ports, s
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; returns its exit code (1: it could not go on, and one line on stderr says why)."""
     arguments = _parser().parse_args(argv)
-    # A terminal that goes away or a service manager ends the demo as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    # A terminal that goes away or a service manager ends the demo as Ctrl-C does; nohup's wish is respected.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         _run(arguments)
     except DemoError as error:
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Interrupted(0)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -82,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         with start_server(folder, repository.path, ports) as server:
             _serve(console, server, repository, folder, clip, once=arguments.once)
-    except KeyboardInterrupt:
+    except Interrupted:
         # The block above has stopped the server on the way out, in good order.
         console.print("the server has ended")
 
@@ -103,7 +104,7 @@ def _serve(
     sys.stdout.flush()
     try:
         server.wait()
-    except KeyboardInterrupt:
+    except Interrupted:
         console.print("\nstopping: the server finishes what it has begun ...")
         raise
 

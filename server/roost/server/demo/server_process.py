@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from roost.server.demo.errors import DemoError
+from roost.server.demo.errors import DemoError, Interrupted
 
 HOST = "127.0.0.1"
 # Longer than the server itself waits for its workers, so that its own reason is what the user reads.
@@ -115,11 +115,12 @@ class DemoServer:
                 self._process.send_signal(signal.SIGTERM)
             try:
                 code = self._process.wait(_STOP_TIMEOUT_S)
-            except KeyboardInterrupt:
+            except Interrupted:
                 continue
             except subprocess.TimeoutExpired:
                 break
-            if code != 0:
+            # Ended by the signal itself: it came before the server could handle it, so nothing had been started.
+            if code not in (0, -signal.SIGTERM):
                 raise DemoError(f"the server ended with code {code}: {self._reason()}")
             return
         self._process.kill()

@@ -23,7 +23,8 @@ from roost.server.rest.codec_parameters import check_parameters, request_paramet
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
-_TENSOR_KEYS = frozenset({"name", "datatype", "shape", "parameters", "data"})
+_INPUT_KEYS = frozenset({"name", "datatype", "shape", "parameters", "data"})
+_OUTPUT_KEYS = frozenset({"name", "parameters"})
 _SHARED_MEMORY_KEYS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 _MAX_HEADER_LENGTH_DIGITS = 18
 _NO_PARAMETERS: dict[str, Any] = {}
@@ -121,7 +122,7 @@ def _decode_input(item: object, binary: memoryview, model_name: str) -> tuple[Te
     """One input, and how many bytes of the binary part are its own."""
     if type(item) is not dict:
         raise InvalidArgument(f"Unable to parse 'inputs': expected objects, got {kind(item)}")
-    _check_unknown(item, _TENSOR_KEYS, 4)
+    _check_unknown(item, _INPUT_KEYS, 4)
     name = _name(item, "inputs")
     datatype = _datatype(item, name)
     shape, count = _shape(item, name)
@@ -201,7 +202,7 @@ def _decode_outputs(items: object) -> list[RequestedOutput]:
     for item in items:
         if type(item) is not dict:
             raise InvalidArgument(f"Unable to parse 'outputs': expected objects, got {kind(item)}")
-        _check_unknown(item, _TENSOR_KEYS, 4)
+        _check_unknown(item, _OUTPUT_KEYS, 4)
         name = _name(item, "outputs")
         if name in names:
             raise InvalidArgument(f"output '{name}' already exists in request")

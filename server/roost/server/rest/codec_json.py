@@ -25,6 +25,11 @@ _KIND_NAMES: Mapping[type, str] = {
     type(None): "null",
 }
 _BFLOAT16_INFINITY = 0x7F80
+_INTEGER_BOUNDS = {
+    item.name: (int(np.iinfo(item.dtype).min), int(np.iinfo(item.dtype).max))
+    for item in DATATYPES.values()
+    if item.dtype is not None and item.dtype.kind in "iu"
+}
 
 
 def kind(value: object) -> str:
@@ -146,9 +151,9 @@ def _pack_strings(name: str, elements: list[Any], kinds: set[type]) -> bytes:
 
 def _integers(name: str, datatype: DataType, dtype: np.dtype[Any], elements: list[int]) -> npt.NDArray[Any]:
     # Checked here because numpy versions differ in what they do with values that do not fit.
-    bounds = np.iinfo(dtype)
+    lowest, highest = _INTEGER_BOUNDS[datatype.name]
     for value in (min(elements), max(elements)):
-        if not bounds.min <= value <= bounds.max:
+        if not lowest <= value <= highest:
             raise _out_of_range(name, datatype, value)
     return np.array(elements, dtype=dtype)
 

@@ -18,7 +18,11 @@ from roost.server.rest.errors import Refusal
 
 IDENTITY = "identity"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-_STEP_BYTES = 256 * 1024
+# Setting up a full window takes four times as long as compressing a small answer.
+_SMALL_BYTES = 4096
+_SMALL_WINDOW_BITS = {"gzip": 16 + 12, "deflate": 12}
+_SMALL_MEMORY_LEVEL = 5
+STEP_BYTES = 256 * 1024
 _INLINE_BYTES = 64 * 1024
 # Answers are compressed while the client waits: the fastest level saves most of the bytes.
 _LEVEL = 1
@@ -97,11 +101,11 @@ class Inflater:
         """
         # Slices of the input, because zlib copies what it did not consume after every step.
         if not self._tail:
-            self._tail = self._data[self._position : self._position + _STEP_BYTES]
+            self._tail = self._data[self._position : self._position + STEP_BYTES]
             self._position += len(self._tail)
         fed = len(self._tail)
         try:
-            piece = self._inflater.decompress(self._tail, _STEP_BYTES)
+            piece = self._inflater.decompress(self._tail, STEP_BYTES)
         except zlib.error:
             raise InvalidArgument(f"the body is not valid {self._coding}") from None
         self._tail = self._inflater.unconsumed_tail
@@ -113,9 +117,6 @@ class Inflater:
         return piece
 
 
-STEP_BYTES = _STEP_BYTES
-
-
 async def inflate_step(inflater: Inflater, inline: bool, executor: Executor) -> bytes:
     """One step of an inflater, on the loop for little ones."""
     if inline:
@@ -125,12 +126,16 @@ async def inflate_step(inflater: Inflater, inline: bool, executor: Executor) -> 
 
 async def compress(buffers: Sequence[Buffer], coding: str, executor: Executor) -> list[Buffer]:
     """Compresses the buffers of an answer into new ones; large answers in the executor."""
-    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
-    if sum(map(len, buffers)) <= _INLINE_BYTES:
+    size = sum(map(len, buffers))
+    if size <= _SMALL_BYTES:
+        compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _SMALL_WINDOW_BITS[coding], _SMALL_MEMORY_LEVEL)
+    else:
+        compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
+    if size <= _INLINE_BYTES:
         return [b"".join([*map(compressor.compress, buffers), compressor.flush()])]
     loop = asyncio.get_running_loop()
     pieces: list[Buffer] = [
-        await loop.run_in_executor(executor, compressor.compress, step) for step in slices(buffers, _STEP_BYTES)
+        await loop.run_in_executor(executor, compressor.compress, step) for step in slices(buffers, STEP_BYTES)
     ]
     pieces.append(await loop.run_in_executor(executor, compressor.flush))
     return [piece for piece in pieces if piece]
