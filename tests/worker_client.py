@@ -33,7 +33,7 @@ from roost.core.tensors import Buffer, Parameters, Tensor, from_array, to_array
 
 TIMEOUT_S = 60.0
 # As the router starts workers: malloc_trim leaves the tops of thread arenas alone, so large blocks must not be there.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
+MALLOC = {"MALLOC_ARENA_MAX": "1"}
 
 
 class Frame(NamedTuple):

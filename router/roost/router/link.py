@@ -18,6 +18,34 @@ log = logging.getLogger(__name__)
 READ_BUFFER_BYTES = 1 << 18
 
 
+class LinkLost(Unavailable):
+    """The worker went before it answered."""
+
+
+class Link(Protocol):
+    """What the mesh says to a worker."""
+
+    def next_number(self) -> int:
+        """A number for a new request, unique on this link."""
+
+    def send_run(self, number: int, run: Run) -> None:
+        """Sends a run."""
+
+    def send_cancel(self, number: int) -> None:
+        """Tells the worker that nobody waits for a run or load any more."""
+
+    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+        """Sends a control request and waits for its answer; cancelling it tells the worker so.
+
+        Raises:
+            RoostError: What the worker answered.
+            LinkLost: If there is no worker any more to answer.
+        """
+
+    def abort(self) -> None:
+        """Closes the link at once, which ends the worker."""
+
+
 class LinkListener(Protocol):
     """Who is told what a worker says. Calls come on the event loop and must not raise."""
 
@@ -33,7 +61,7 @@ class LinkListener(Protocol):
     def on_run_error(self, run: int, error: Exception) -> None:
         """A run has failed."""
 
-    def on_lost(self, link: WorkerLink) -> None:
+    def on_lost(self, link: Link) -> None:
         """The worker is gone, or talks nonsense; called once."""
 
 
@@ -72,10 +100,10 @@ class WorkerLink(asyncio.BufferedProtocol):
 
         Raises:
             RoostError: What the worker answered.
-            Unavailable: If the worker is lost.
+            LinkLost: If there is no worker any more to answer.
         """
         if self._transport is None or self._transport.is_closing():
-            raise Unavailable("the worker is gone")
+            raise LinkLost("the worker is gone")
         number = self.next_number()
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
@@ -103,7 +131,7 @@ class WorkerLink(asyncio.BufferedProtocol):
         """See ``asyncio.BaseProtocol``."""
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(Unavailable("the worker was lost"))
+                future.set_exception(LinkLost("the worker was lost"))
         self._calls.clear()
         self._listener.on_lost(self)
 

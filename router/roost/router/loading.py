@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,8 @@ class Loader:
         self._line: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._worker_up = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     async def bring(self, revision: Revision, *, claim: bool = True, older_than: float = math.inf) -> None:
         """Waits until the revision has an instance; the load goes on if the caller goes away.
@@ -130,10 +132,27 @@ class Loader:
 
     def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
         """Starts a load unless one is under way; the future's result is its error, None if it went well."""
-        if revision.load is None:
-            revision.load = asyncio.get_running_loop().create_future()
-            self._group.create_task(self._load(revision, older_than))
+        if revision.load is not None:
+            return revision.load
+        revision.load = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            load, revision.load = revision.load, None
+            load.set_result(_stopping())
+            return load
+        self._start(self._load(revision, older_than))
         return revision.load
+
+    def stop(self) -> None:
+        """Gives up all loads and unloads; the workers end next."""
+        self._stopped = True
+        self._look_again_at(math.inf)
+        for task in self._tasks:
+            task.cancel()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def check(self, revision: Revision) -> None:
         """Answers at once for a revision whose load failed lately, unless its files have changed since.
@@ -155,7 +174,7 @@ class Loader:
         """Takes out an instance that nobody leases."""
         instance.advance(InstanceEvent.EVICT)
         self._ledger.leaving(instance.id)
-        self._group.create_task(self._unload(instance))
+        self._start(self._unload(instance))
 
     def sweep(self, revision: Revision) -> None:
         """Takes out what a retired revision still has, as soon as nobody needs it."""
@@ -236,7 +255,7 @@ class Loader:
 
     async def _load(self, revision: Revision, older_than: float) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
-        error: RoostError | None = Unavailable("the server is stopping")
+        error: RoostError | None = _stopping()
         try:
             await self._load_with_retry(revision, older_than)
             error = None
@@ -412,6 +431,10 @@ def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unava
     return Unavailable(
         f"model '{name}' version {version} is not at ready state: {failure.reason}", retry_after_s=retry_after_s
     )
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the server is stopping")
 
 
 def _too_large(waiting: _Waiting, available_bytes: int) -> ResourceExhausted:

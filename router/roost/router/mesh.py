@@ -22,12 +22,13 @@ from roost.router.catalog import Catalog
 from roost.router.failures import Fault, next_failure
 from roost.router.loading import Loader
 from roost.router.placement import Ledger
+from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.revision import Instance, Pending, Revision
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
 from roost.router.validation import rows_of
 from roost.router.view import DeviceView, InstanceView, WorkerView
-from roost.router.worker import Worker, WorkerSpec
+from roost.router.worker import Worker
 from roost.runtimes.memory import private_bytes
 
 log = logging.getLogger(__name__)
@@ -60,14 +61,21 @@ class Mesh:
     """The workers of this node and what is on them. Implements ``WorkerEvents``."""
 
     def __init__(
-        self, settings: MeshSettings, ledger: Ledger, catalog: Catalog, stats: Stats, group: asyncio.TaskGroup
+        self,
+        settings: MeshSettings,
+        ledger: Ledger,
+        catalog: Catalog,
+        stats: Stats,
+        group: asyncio.TaskGroup,
+        *,
+        launch: Launch = launch,
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._catalog = catalog
         self._stats = stats
         self._group = group
-        self.workers = [Worker(number, settings.spec, self) for number in range(settings.workers)]
+        self.workers = [Worker(number, settings.spec, self, launch) for number in range(settings.workers)]
         self.loader = Loader(
             ledger,
             self.workers,
@@ -82,6 +90,7 @@ class Mesh:
         self.queued_bytes = 0
         self._suspects: dict[Worker, set[Revision]] = {}
         self._all_up = asyncio.Event()
+        self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -97,6 +106,8 @@ class Mesh:
 
     async def stop(self) -> None:
         """Ends the workers; requests that are still under way are answered with UNAVAILABLE."""
+        self._stopping = True
+        self.loader.stop()
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -297,7 +308,7 @@ class Mesh:
             pending.instance = None
             if pending.future.done():
                 continue
-            if pending.started or pending.retried:
+            if pending.started or pending.retried or self._stopping:
                 self._settle(pending, Unavailable("the worker that ran the request was lost; it may be sent again"))
             else:
                 pending.retried = True

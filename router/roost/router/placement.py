@@ -155,7 +155,7 @@ class Ledger:
         Args:
             need_bytes: The upper estimate of a new instance.
             now: The time.
-            older_than: Only instances last used before this may go.
+            older_than: Only instances last used before this, or never, may go.
         """
         available_bytes = self.budget_bytes - self._pinned_bytes
         if need_bytes > available_bytes:
@@ -167,12 +167,10 @@ class Ledger:
         if missing <= 0:
             return Wait()
         idle, busy, until = self._candidates(missing, now, older_than)
-        short = missing - self._bytes(idle)
-        if short <= 0:
-            return Evict(self._enough(idle, missing))
-        if short <= self._bytes(busy):
-            return Evict(tuple(idle), self._enough(busy, short))
-        return Wait(until)
+        if self._bytes(idle) + self._bytes(busy) < missing:
+            return Wait(until)
+        chosen = self._enough([*idle, *busy], missing)
+        return Evict(tuple(i for i in idle if i in chosen), tuple(i for i in busy if i in chosen))
 
     def reserve(self, instance: int, owner: Owner, need_bytes: int, *, pinned: bool = False) -> None:
         """Takes the memory for an instance that is about to load; ``plan`` said that it fits."""
@@ -196,8 +194,12 @@ class Ledger:
             self._policy.unused(instance)
 
     def leaving(self, instance: int) -> None:
-        """The instance was chosen to go; its memory stays taken until ``gone``."""
-        self._move(self.holdings[instance], Phase.LEAVING)
+        """The instance was chosen to go, or its worker was lost; its memory stays taken until ``gone``."""
+        holding = self.holdings[instance]
+        self._move(holding, Phase.LEAVING)
+        if holding.pinned:
+            holding.pinned = False
+            self._pinned_bytes -= holding.bytes
 
     def gone(self, instance: int) -> None:
         """The instance's memory is free again."""
@@ -210,6 +212,14 @@ class Ledger:
         siblings.remove(instance)
         if not siblings:
             del self._of_owner[holding.owner]
+
+    def coming_or_going(self) -> bool:
+        """Whether a load or an unload is under way, which will change what ``plan`` says."""
+        return self._phase_bytes[Phase.RESERVED] > 0 or self._phase_bytes[Phase.LEAVING] > 0
+
+    def claimed(self, owner: Owner) -> bool:
+        """Whether a request waits for the owner."""
+        return owner in self._claims
 
     def claim(self, owner: Owner, now: float) -> None:
         """A request waits for the owner."""
@@ -259,7 +269,9 @@ class Ledger:
         until = math.inf
         for instance in self._policy.coldest_first():
             holding = self.holdings[instance]
-            if holding.pinned or holding.phase is not Phase.RESIDENT or holding.last_used >= older_than:
+            if holding.pinned or holding.phase is not Phase.RESIDENT:
+                continue
+            if holding.last_used >= older_than and holding.last_used > -math.inf:
                 continue
             protected_until = holding.protected_until()
             if holding.leases == 0 and protected_until <= now:
@@ -273,8 +285,8 @@ class Ledger:
                 until = min(until, protected_until)
         return idle, busy, until
 
-    def _enough(self, instances: list[int], missing: int) -> tuple[int, ...]:
-        """The coldest instances that suffice, without those whose going turns out not to be needed."""
+    def _enough(self, instances: list[int], missing: int) -> set[int]:
+        """The first instances that suffice, without those whose going turns out not to be needed."""
         chosen: list[int] = []
         for instance in instances:
             if missing <= 0:
@@ -282,14 +294,14 @@ class Ledger:
             chosen.append(instance)
             missing -= self.holdings[instance].bytes
         surplus = -missing
-        kept: list[int] = []
+        needed: set[int] = set()
         for instance in reversed(chosen):
             size = self.holdings[instance].bytes
             if size <= surplus:
                 surplus -= size
             else:
-                kept.append(instance)
-        return tuple(reversed(kept))
+                needed.add(instance)
+        return needed
 
     def _move(self, holding: Holding, phase: Phase) -> None:
         self._phase_bytes[holding.phase] -= holding.bytes

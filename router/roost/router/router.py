@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from roost.core.errors import DeadlineExceeded, FailedPrecondition, RoostError
 from roost.core.metadata import IndexEntry, ModelMetadata
@@ -44,6 +45,7 @@ class Router:
         self._traffic = traffic
         self.stats = stats
         self._random = random.Random()
+        self._loads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one load call a model at a time
 
     @property
     def ready(self) -> bool:
@@ -125,20 +127,25 @@ class Router:
             NotFound: If there is no such model.
         """
         self._require_explicit()
-        fresh = await self._catalog.reopen(name)
-        if fresh.error is not None:
-            raise FailedPrecondition(f"failed to load '{name}': {fresh.error.message}")
-        present = self._catalog.present(name)
-        kept = await self._unchanged(present, fresh)
-        for number, version in fresh.versions.items():
-            if number in kept:
-                fresh.versions[number] = kept[number]
-                continue
-            await self._load_version(name, number, version, present)
-        self._catalog.install(fresh)
-        for number, old in (present.versions if present is not None else {}).items():
-            if fresh.versions.get(number) is not old:
-                self._mesh.retire(old.revision)
+        async with self._loads.setdefault(name, asyncio.Lock()):
+            present = self._catalog.present(name)
+            fresh = await self._catalog.reopen(name)
+            if fresh.error is not None:
+                raise FailedPrecondition(f"failed to load '{name}': {fresh.error.message}")
+            kept = await self._unchanged(present, fresh)
+            fresh.versions.update(kept)
+            try:
+                for number, version in fresh.versions.items():
+                    if number not in kept:
+                        await self._load_version(name, number, version, present)
+            except FailedPrecondition:
+                for number in fresh.versions.keys() - kept.keys():
+                    self._mesh.retire(fresh.versions[number].revision)
+                raise
+            self._catalog.install(fresh)
+            for number, old in (present.versions if present is not None else {}).items():
+                if fresh.versions.get(number) is not old:
+                    self._mesh.retire(old.revision)
 
     async def unload(self, name: str) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from roost.core.frames import Response
-from roost.router.link import WorkerLink
+from roost.router.link import Link
+from roost.router.process import Launch, WorkerProcess, WorkerSpec
 from roost.router.revision import Instance, Pending, Revision
 
 log = logging.getLogger(__name__)
@@ -25,28 +22,6 @@ STOP_TIMEOUT_S = 5.0
 HEALTHY_AFTER_S = 10.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
-
-# An arena for each thread would keep what was freed in it; workers trim what is left after loads and unloads.
-_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """How worker processes are started.
-
-    Attributes:
-        kind: Which runtimes it has and what it is trusted with.
-        device: The name of the device it runs on.
-        slots: How many batches it runs at once.
-        threads: How many threads one batch may use: its share of the CPUs.
-        enable_dummy: Whether it has the runtime for tests.
-    """
-
-    kind: str
-    device: str
-    slots: int
-    threads: int
-    enable_dummy: bool = False
 
 
 class WorkerEvents(Protocol):
@@ -79,6 +54,7 @@ class Worker:
         id: Its number on this node.
         spec: How its processes are started.
         events: Who is told.
+        launch: Starts them.
         instances: What is loaded on the present process, by id.
         runs: Requests under way, by run number.
         waiting: Revisions that have requests and an instance here, but found no free slot: first come first served.
@@ -87,17 +63,18 @@ class Worker:
     id: int
     spec: WorkerSpec
     events: WorkerEvents
+    launch: Launch
     epoch: int = 0
     pid: int = 0
     restarts: int = 0
     state: str = "starting"
-    link: WorkerLink | None = None
+    link: Link | None = None
     instances: dict[int, Instance] = field(default_factory=dict)
     runs: dict[int, Pending] = field(default_factory=dict)
     waiting: dict[Revision, None] = field(default_factory=dict)
     _hello: asyncio.Future[bool] | None = None
     _lost: asyncio.Event = field(default_factory=asyncio.Event)
-    _process: asyncio.subprocess.Process | None = None
+    _process: WorkerProcess | None = None
 
     @property
     def up(self) -> bool:
@@ -122,6 +99,8 @@ class Worker:
             started = time.monotonic()
             try:
                 await self._run_once()
+            except OSError as error:  # no process, descriptor or memory to be had: later there may be
+                log.error("worker %d can't be started: %s", self.id, error)
             finally:
                 await self._end()
             healthy = time.monotonic() - started > HEALTHY_AFTER_S
@@ -132,14 +111,15 @@ class Worker:
 
     def kill(self) -> None:
         """Ends the process at once, because it does not answer any more."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
 
     async def _run_once(self) -> None:
         self.state = "starting"
         self._lost.clear()
         hello = self._hello = asyncio.get_running_loop().create_future()
-        await self._spawn()
+        self._process = await self.launch(self.spec, self.epoch, self)
+        self.pid, self.link = self._process.pid, self._process.link
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 said_hello = await hello
@@ -152,35 +132,6 @@ class Worker:
         self.state = "up"
         self.events.worker_up(self)
         await self._lost.wait()
-
-    async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                ours.setblocking(False)
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command(theirs.fileno()),
-                    pass_fds=(theirs.fileno(),),
-                    env=self._environment(os.environ),
-                    stdin=asyncio.subprocess.DEVNULL,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self.pid = self._process.pid
-        loop = asyncio.get_running_loop()
-        _, self.link = await loop.create_unix_connection(lambda: WorkerLink(self), sock=ours)
-
-    def _command(self, descriptor: int) -> list[str]:
-        # -P: a module that lies in the working directory must not stand in for one of ours.
-        command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(descriptor)]
-        command += ["--kind", self.spec.kind, "--epoch", str(self.epoch)]
-        command += ["--slots", str(self.spec.slots), "--threads", str(self.spec.threads)]
-        return [*command, "--enable-dummy"] if self.spec.enable_dummy else command
-
-    def _environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        threads = {name: str(self.spec.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        return {**inherited, **_WORKER_ENVIRONMENT, **threads}
 
     async def _end(self) -> None:
         """Makes sure that the process has ended and everybody who waits for it knows."""
@@ -220,7 +171,7 @@ class Worker:
         """See ``LinkListener``."""
         self.events.run_failed(self, run, error)
 
-    def on_lost(self, link: WorkerLink) -> None:
+    def on_lost(self, link: Link) -> None:
         """See ``LinkListener``."""
         if link is self.link:  # else it is the link of a process before this one
             self._lose()

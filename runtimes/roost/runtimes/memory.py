@@ -24,9 +24,8 @@ def private_bytes(pid: int | str = "self") -> int:
 def trim_memory() -> None:
     """Gives the pages that malloc keeps free back to the system; without it a freed model's memory stays here.
 
-    It does not reach the free end of the arenas that threads other than the first have, up to twice the largest
-    block freed so far. Whoever starts a worker therefore sets ``MALLOC_MMAP_THRESHOLD_``, which keeps large blocks
-    out of arenas.
+    It does not reach the free end of the arenas that threads other than the first have, so whoever starts a worker
+    sets ``MALLOC_ARENA_MAX`` to 1.
     """
     if _malloc_trim is not None:  # glibc only
         _malloc_trim(0)

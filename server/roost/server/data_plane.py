@@ -114,7 +114,12 @@ class RouterDataPlane:
 
     def view(self) -> MeshView:
         """What the mesh looks like now."""
-        return replace(self._router.view(), body_bytes=self.bodies.used_bytes, body_limit_bytes=self.bodies.limit_bytes)
+        return replace(
+            self._router.view(),
+            ready=self.server_ready(),
+            body_bytes=self.bodies.used_bytes,
+            body_limit_bytes=self.bodies.limit_bytes,
+        )
 
     def _refuse_while_draining(self) -> None:
         if not self._accepting:

@@ -20,8 +20,8 @@ _COMPRESSION = {
 class GrpcLimits:
     """What clients may ask of the server, and how connections are kept.
 
-    Messages on their way in take at most ``2 * max_concurrent_receives * max_message_bytes`` (plus a small share for
-    calls other than inference and loading), calls that wait for their turn 64 KiB each.
+    Messages on their way in take at most ``2 * max_concurrent_receives * max_message_bytes``, and as much again for 8
+    messages of calls other than inference and loading; calls that wait for their turn take 64 KiB each.
 
     Attributes:
         max_message_bytes: Largest message of a client, before and after unpacking.
@@ -35,7 +35,9 @@ class GrpcLimits:
         keepalive_timeout_s: A probe unanswered for this time ends the connection.
         keepalive_permit_without_calls: Whether connections without calls are probed too.
         min_client_ping_interval_s: Clients without calls that ping more often are cut off.
-        max_connection_age_s: Connections are closed gracefully after this time; None for never.
+        max_connection_age_s: Connections are asked to end after this time; None for never.
+        max_connection_age_grace_s: How long calls in flight then have before the connection is cut; None for ever. The
+            only thing that ends a call whose client does not read its answer.
     """
 
     max_message_bytes: int = 64 * 2**20
@@ -49,6 +51,7 @@ class GrpcLimits:
     keepalive_permit_without_calls: bool = False
     min_client_ping_interval_s: float = 300.0
     max_connection_age_s: float | None = None
+    max_connection_age_grace_s: float | None = None
 
     def compression(self) -> grpc.Compression | None:
         """The compression of responses as grpc knows it."""
@@ -75,6 +78,8 @@ class GrpcLimits:
         ]
         if self.max_connection_age_s is not None:
             arguments.append(("grpc.max_connection_age_ms", _ms(self.max_connection_age_s)))
+        if self.max_connection_age_grace_s is not None:
+            arguments.append(("grpc.max_connection_age_grace_ms", _ms(self.max_connection_age_grace_s)))
         return arguments
 
 

@@ -68,7 +68,7 @@ class ReceiveGate:
                 raw = await context.read()
                 if raw is grpc.aio.EOF:
                     return None
-                return await self._unpack(raw) if _is_packed(raw) else raw  # type: ignore[no-any-return]
+                return await self._unpack(raw) if _is_packed(raw) else raw
             finally:
                 self._slots.release()
         except asyncio.CancelledError:

@@ -30,10 +30,10 @@ from roost.core.units import format_bytes
 from roost.core.version import __version__
 from roost.registry_client.repository import LocalRepository
 from roost.router.mesh import MeshSettings
+from roost.router.process import WorkerSpec
 from roost.router.router import Router, router
 from roost.router.store import SqliteStore
 from roost.router.traffic import Traffic, load_routes
-from roost.router.worker import WorkerSpec
 from roost.runtimes.memory import private_bytes
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError

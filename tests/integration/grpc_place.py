@@ -1,0 +1,63 @@
+"""What the tests of the gRPC transport share: a server around a data plane, messages, and statuses of failed calls."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+from roost.proto import grpc_service_pb2 as pb
+from roost.server.grpc_limits import GrpcLimits
+from roost.server.grpc_server import build_grpc_server
+
+from tests.unit.grpc_fakes import MODEL, FakeDataPlane
+
+SERVICE = "/inference.GRPCInferenceService/"
+INFER = SERVICE + "ModelInfer"
+MIB = 2**20
+
+
+@asynccontextmanager
+async def serving(
+    data_plane: FakeDataPlane, limits: GrpcLimits | None = None
+) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
+    """Runs a server; gives its port and a channel to it."""
+    server = build_grpc_server(data_plane, limits or GrpcLimits(health_poll_s=0.01))
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            yield port, channel
+    finally:
+        await server.stop(0)
+
+
+def infer_bytes(data: bytes = b"ab", model: str = MODEL, **parameters: int) -> bytes:
+    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[data])
+    message.inputs.add(name="IN", datatype="UINT8", shape=[len(data)])
+    for name, value in parameters.items():
+        message.parameters[name].int64_param = value
+    return message.SerializeToString()
+
+
+def output_of(raw: bytes) -> bytes:
+    (content,) = pb.ModelInferResponse.FromString(raw).raw_output_contents
+    return content
+
+
+async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        await call
+    return info.value
+
+
+def triton_inputs() -> tuple[list[Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    numbers = np.arange(8, dtype=np.float32).reshape(2, 4)
+    texts = np.array([b"a", b"\xff\x00"], dtype=np.object_)
+    inputs = [triton.InferInput("IN", [2, 4], "FP32"), triton.InferInput("TEXT", [2], "BYTES")]
+    inputs[0].set_data_from_numpy(numbers)
+    inputs[1].set_data_from_numpy(texts)
+    return inputs, numbers, texts
