@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 T = TypeVar("T")
 
 HOST = "127.0.0.1"
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
 POLL_S = 0.02
 
 

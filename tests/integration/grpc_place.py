@@ -52,12 +52,3 @@ async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as info:
         await call
     return info.value
-
-
-def triton_inputs() -> tuple[list[Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    numbers = np.arange(8, dtype=np.float32).reshape(2, 4)
-    texts = np.array([b"a", b"\xff\x00"], dtype=np.object_)
-    inputs = [triton.InferInput("IN", [2, 4], "FP32"), triton.InferInput("TEXT", [2], "BYTES")]
-    inputs[0].set_data_from_numpy(numbers)
-    inputs[1].set_data_from_numpy(texts)
-    return inputs, numbers, texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -35,6 +36,15 @@ async def plane() -> FakeDataPlane:
 async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
     async with serving(plane) as place:
         yield place
+
+
+def triton_inputs() -> tuple[list[Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    numbers = np.arange(8, dtype=np.float32).reshape(2, 4)
+    texts = np.array([b"a", b"\xff\x00"], dtype=np.object_)
+    inputs = [triton.InferInput("IN", [2, 4], "FP32"), triton.InferInput("TEXT", [2], "BYTES")]
+    inputs[0].set_data_from_numpy(numbers)
+    inputs[1].set_data_from_numpy(texts)
+    return inputs, numbers, texts
 
 
 # -- tritonclient ---------------------------------------------------------------------------------------------------

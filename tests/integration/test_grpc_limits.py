@@ -216,8 +216,6 @@ async def stalling_proxy(port: int, may_read: asyncio.Event) -> AsyncIterator[in
             await writer.drain()
         writer.close()
 
-    ended = asyncio.Event()
-
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
         try:
@@ -226,15 +224,12 @@ async def stalling_proxy(port: int, may_read: asyncio.Event) -> AsyncIterator[in
                 group.create_task(pump(upstream_reader, writer, may_read))
         except* ConnectionError:
             pass
-        finally:
-            ended.set()
 
     proxy = await asyncio.start_server(connect, "127.0.0.1", 0)
     try:
         yield proxy.sockets[0].getsockname()[1]
     finally:
         proxy.close()
-        await ended.wait()
 
 
 async def read_slowly() -> None:

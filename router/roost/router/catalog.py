@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from roost.core.errors import NotFound, RoostError, Unavailable
+from roost.core.errors import NotFound, RoostError, Unavailable, error_of
 from roost.core.metadata import IndexEntry
 from roost.core.names import DEFAULT_NAMESPACE, VersionKey, is_name, version_order
 from roost.core.tensors import Signature
@@ -115,7 +115,7 @@ class Catalog:
         """
         model = await self.model(name)
         if model.error is not None:
-            raise model.error
+            raise error_of(model.error.code, model.error.message)  # a kept one would keep every caller's frames
         found = model.versions.get(version) if version else model.latest()
         if found is None and version:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")

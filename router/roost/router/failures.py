@@ -27,6 +27,11 @@ class LoadFailure:
     tries: int
     until: float
 
+    @property
+    def final(self) -> bool:
+        """Whether only new files or a load call can mend it."""
+        return self.until == math.inf
+
     def blocks(self, now: float) -> bool:
         """Whether a load is answered with this failure instead of a new try."""
         return now < self.until

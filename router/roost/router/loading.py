@@ -28,6 +28,7 @@ from roost.core.units import format_bytes
 from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, LoadFailure, next_failure
+from roost.router.link import LinkLost
 from roost.router.placement import Evict, Fits, Ledger, Refuse, Wait
 from roost.router.revision import Instance, Revision
 from roost.router.states import InstanceEvent, InstanceState
@@ -48,7 +49,6 @@ class _Waiting:
     instance: int
     revision: Revision
     need_bytes: int
-    older_than: float
     future: asyncio.Future[None]
 
 
@@ -96,6 +96,7 @@ class Loader:
         self._on_outcome = on_outcome
         self._ids = itertools.count(1)
         self._line: deque[_Waiting] = deque()
+        self._older_than: dict[Revision, float] = {}  # for loads under way that no request has asked for
         self._timer: asyncio.TimerHandle | None = None
         self._worker_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,19 +128,25 @@ class Loader:
             revision.waiters -= 1
             if (claim and self._ledger.unclaim(revision)) or not revision.wanted():
                 self.room_changed()
+            self.sweep(revision)
         if error is not None:
             raise error
 
     def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
         """Starts a load unless one is under way; the future's result is its error, None if it went well."""
         if revision.load is not None:
+            if older_than == math.inf and self._older_than.pop(revision, None) is not None:
+                self.room_changed()  # a request wants it now: more may go for it, and it goes first
             return revision.load
         revision.load = asyncio.get_running_loop().create_future()
         if self._stopped:
             load, revision.load = revision.load, None
             load.set_result(_stopping())
+            self._on_outcome(revision, _stopping())
             return load
-        self._start(self._load(revision, older_than))
+        if older_than < math.inf:
+            self._older_than[revision] = older_than
+        self._start(self._load(revision))
         return revision.load
 
     def stop(self) -> None:
@@ -166,7 +173,7 @@ class Loader:
         if now - revision.failure_checked > FILES_LOOKED_AT_EVERY_S:
             revision.failure_checked = now
             if await self._catalog.changed(revision):
-                revision.failure = None
+                revision.failure, revision.crashes = None, 0
                 return
         raise failure_error(revision, failure, now)
 
@@ -186,13 +193,14 @@ class Loader:
     def room_changed(self) -> None:
         """Looks whether the loads that wait for memory can go on; called whenever that may have changed."""
         while self._line:
-            head = self._line[0]
+            head = self._next_in_line()
             if not head.revision.wanted() and not head.future.done():
                 head.future.set_exception(Cancelled("nobody waits for this load any more"))
             if head.future.done():
-                self._line.popleft()
+                self._line.remove(head)
                 continue
-            match self._ledger.plan(head.need_bytes, time.monotonic(), older_than=head.older_than):
+            older_than = self._older_than.get(head.revision, math.inf)
+            match self._ledger.plan(head.need_bytes, time.monotonic(), older_than=older_than):
                 case Fits():
                     pin = head.revision.description.policy.pin
                     self._ledger.reserve(head.instance, head.revision, head.need_bytes, pinned=pin)
@@ -203,11 +211,17 @@ class Loader:
                     self._make_room(idle, busy)
                     return
                 case Wait(until):
-                    if head.older_than < math.inf and until == math.inf:
+                    if older_than < math.inf and until == math.inf and not self._ledger.coming_or_going():
                         head.future.set_exception(_no_room(head.revision))
                         continue
                     self._look_again_at(until)
                     return
+
+    def _next_in_line(self) -> _Waiting:
+        """First come first served, but what requests wait for goes before what they do not."""
+        if not self._older_than:
+            return self._line[0]
+        return next((w for w in self._line if w.revision not in self._older_than), self._line[0])
 
     def worker_came(self) -> None:
         """A worker is up."""
@@ -219,6 +233,7 @@ class Loader:
             self._worker_up.clear()
         for instance in worker.instances.values():
             instance.advance(InstanceEvent.WORKER_LOST)
+            self._ledger.leaving(instance.id)
             if instance in instance.revision.instances:
                 instance.revision.instances.remove(instance)
 
@@ -253,11 +268,11 @@ class Loader:
             delay_s = max(0.0, when - time.monotonic()) + 0.001
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.room_changed)
 
-    async def _load(self, revision: Revision, older_than: float) -> None:
+    async def _load(self, revision: Revision) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
         error: RoostError | None = _stopping()
         try:
-            await self._load_with_retry(revision, older_than)
+            await self._load_with_retry(revision)
             error = None
         except RoostError as failed:
             error = self._remember(revision, failed)
@@ -265,54 +280,65 @@ class Loader:
             log.exception("loading %s failed", revision.key)
             error = self._remember(revision, Internal("an unexpected error, see the server's log"))
         finally:
+            self._older_than.pop(revision, None)
             load, revision.load = revision.load, None
             if load is not None and not load.done():
                 load.set_result(error)
             self._on_outcome(revision, error)
 
-    async def _load_with_retry(self, revision: Revision, older_than: float) -> None:
+    async def _load_with_retry(self, revision: Revision) -> None:
         await self._catalog.prepare(revision)
         try:
-            await self._load_once(revision, older_than)
+            await self._load_once(revision)
         except WorkerLost:
             log.warning("the worker that loaded %s was lost: it is tried once more", revision.key)
-            await self._load_once(revision, older_than)
+            await self._load_once(revision)
 
-    async def _load_once(self, revision: Revision, older_than: float) -> None:
+    async def _load_once(self, revision: Revision) -> None:
         await self._worker_up.wait()
-        number = next(self._ids)
-        size_bytes = revision.size_bytes()
-        await self._reserve(_Waiting(number, revision, size_bytes, older_than, _future()))
-        async with self._slots:
-            try:
+        number, size_bytes = next(self._ids), revision.size_bytes()
+        await self._reserve(_Waiting(number, revision, size_bytes, _future()))
+        instance: Instance | None = None
+        try:
+            async with self._slots:
                 worker = await self._choose_worker()
-            except asyncio.CancelledError:
+                if revision.failure is not None and revision.failure.final:
+                    raise failure_error(revision, revision.failure, time.monotonic())
+                instance = Instance(number, revision, worker, size_bytes)
+                learned = await self._fill(instance)
+        finally:
+            if instance is None:
                 self._ledger.gone(number)
-                raise
-            instance = Instance(number, revision, worker, size_bytes)
-            worker.instances[number] = instance
-            revision.instances.append(instance)
-            started = time.monotonic()
-            try:
-                signature = await self._create(instance)
-                known = revision.contract is not None
-                revision.describe(effective_signature(revision.description, signature))
-            except WorkerEnded:
-                raise
-            except InvalidArgument:
-                await self._discard(instance)
-                raise
-            except BaseException:
-                self._drop(instance, InstanceEvent.FAILED)
-                raise
-        self._finish(instance, time.monotonic() - started)
-        if not known:
-            await self._catalog.remember(revision, signature)
+                self.room_changed()
+        if learned is not None:
+            await self._catalog.remember(revision, learned)
 
     async def _choose_worker(self) -> Worker:
         """The worker with the least in it."""
-        await self._worker_up.wait()
+        while not any(w.up for w in self._workers):  # it may be gone again when this task gets its turn
+            await self._worker_up.wait()
         return min((w for w in self._workers if w.up), key=lambda w: (w.accounted_bytes(), w.id))
+
+    async def _fill(self, instance: Instance) -> Signature | None:
+        """Has the worker create an instance that has its memory reserved; returns a signature that is news."""
+        revision = instance.revision
+        instance.worker.instances[instance.id] = instance
+        revision.instances.append(instance)
+        started = time.monotonic()
+        try:
+            signature = await self._create(instance)
+            known = revision.contract is not None
+            revision.describe(effective_signature(revision.description, signature))
+        except WorkerEnded:
+            raise
+        except InvalidArgument:
+            await self._discard(instance)
+            raise
+        except BaseException:
+            self._drop(instance, InstanceEvent.FAILED)
+            raise
+        self._finish(instance, time.monotonic() - started)
+        return None if known else signature
 
     async def _reserve(self, waiting: _Waiting) -> None:
         self._line.append(waiting)
@@ -322,6 +348,7 @@ class Loader:
         except asyncio.CancelledError:
             if waiting.future.done() and not waiting.future.cancelled() and waiting.future.exception() is None:
                 self._ledger.gone(waiting.instance)
+                self.room_changed()
             raise
 
     async def _create(self, instance: Instance) -> Signature:
@@ -344,10 +371,8 @@ class Loader:
             log.error("%s did not load within %.0f s: worker %d is ended", revision.key, self._timeout_s, worker.id)
             worker.kill()
             raise WorkerEnded(f"it did not load within {self._timeout_s:g} s") from None
-        except Unavailable as error:
-            if not worker.up or instance.state is InstanceState.GONE:
-                raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
-            raise
+        except LinkLost as error:
+            raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
         if instance.state is InstanceState.GONE:
             raise WorkerLost("its worker was lost just after loading")
         return Signature.from_json(reply["signature"])
@@ -361,8 +386,9 @@ class Loader:
         stats.load_s += load_s
         if self._stats.on_load is not None:
             self._stats.on_load(revision.key.name, load_s)
-        revision.failure = None
-        self._catalog.loaded(revision)
+        if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
+            revision.failure = None
+            self._catalog.loaded(revision)
         log.info(
             "loaded %s on worker %d in %.0f ms (%s accounted)",
             revision.key,
@@ -378,6 +404,8 @@ class Loader:
             return error
         fault = Fault.ARTIFACT if isinstance(error, _ARTIFACT_ERRORS) else Fault.WORKER
         now = time.monotonic()
+        if revision.failure is not None and revision.failure.final:
+            return failure_error(revision, revision.failure, now)  # not replaced by one that passes
         failure = revision.failure = next_failure(revision.failure, error.message, fault, now)
         revision.failure_checked = now
         self._stats.of(revision.key.name, revision.key.version).load_failures += 1

@@ -20,7 +20,7 @@ from roost.core.tensors import Tensor
 from roost.router.batching import Dispatch, plan
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, next_failure
-from roost.router.loading import Loader
+from roost.router.loading import Loader, failure_error
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.revision import Instance, Pending, Revision
@@ -107,6 +107,7 @@ class Mesh:
     async def stop(self) -> None:
         """Ends the workers; requests that are still under way are answered with UNAVAILABLE."""
         self._stopping = True
+        await asyncio.sleep(0)  # a task that is cancelled before it began would leave its load without an outcome
         self.loader.stop()
         for keeper in self._keepers:
             keeper.cancel()
@@ -249,7 +250,7 @@ class Mesh:
         pending = worker.runs.pop(run, None)
         if pending is None or pending.instance is None:
             return None
-        instance = pending.instance
+        instance, pending.instance = pending.instance, None
         instance.leases -= 1
         idle = self._ledger.release(instance.id, time.monotonic())
         if instance.state is InstanceState.DRAINING and not instance.leases:
@@ -283,6 +284,9 @@ class Mesh:
                 pending.request.context.load_wait_s = now - pending.request.context.queued
             self._pump(revision)
             return
+        self._fail_queue(revision, error)
+
+    def _fail_queue(self, revision: Revision, error: RoostError) -> None:
         for pending in list(revision.queue):
             self._take_out(pending)
             self._settle(pending, error)
@@ -331,10 +335,13 @@ class Mesh:
         if revision.crashes < QUARANTINE_CRASHES:
             return
         reason = f"in quarantine, since {revision.crashes} worker processes ended while they ran or loaded it"
-        revision.failure = next_failure(revision.failure, reason, Fault.ARTIFACT, time.monotonic())
+        now = time.monotonic()
+        revision.failure = next_failure(revision.failure, reason, Fault.ARTIFACT, now)
         revision.failure.until = math.inf
+        revision.failure_checked = now
         self._catalog.failed(revision, reason)
         log.error("%s is put in quarantine", revision.key)
+        self._fail_queue(revision, failure_error(revision, revision.failure, now))  # or each would end another worker
 
     def run_started(self, worker: Worker, run: int) -> None:
         """See ``WorkerEvents``."""

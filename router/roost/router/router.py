@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -195,7 +196,7 @@ class Router:
         found = await self._catalog.version(*self._traffic.resolve_main(name, version))
         revision = found.revision
         if revision.contract is None:
-            await self._catalog.prepare(revision)
+            await self._recall(revision)
         if revision.contract is None:
             await self._mesh.loader.bring(revision, claim=False, older_than=-math.inf)
         assert revision.contract is not None
@@ -205,13 +206,21 @@ class Router:
         """The contract of a revision that was not used since the start: from the store, else by loading it."""
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
-                await self._catalog.prepare(revision)
+                await self._recall(revision)
                 if revision.contract is None:
                     await self._mesh.loader.bring(revision)
         except TimeoutError:
             raise DeadlineExceeded("Request timeout expired while its model was loading") from None
         assert revision.contract is not None
         return revision.contract
+
+    async def _recall(self, revision: Revision) -> None:
+        """Takes the signature from the store, if it is there for these files.
+
+        Whatever is wrong with them the load that follows meets again: it remembers it and makes it known.
+        """
+        with contextlib.suppress(RoostError):
+            await self._catalog.prepare(revision)
 
     async def _unchanged(self, present: Model | None, fresh: Model) -> dict[str, Version]:
         """The versions that are served now and whose files and configuration are still the same."""

@@ -66,18 +66,27 @@ class SqliteStore:
         self._connection = self._open(path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        """Opens the file; one that is damaged or of a newer version is set aside and a new one begun."""
-        try:
-            return self._connect(path)
-        except sqlite3.DatabaseError as error:
-            aside = path.with_suffix(".damaged")
-            log.warning("the store can't be used (%s): it is kept as %s and a new one is begun", error, aside.name)
-            path.replace(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            return self._connect(path)
+        """Opens the file; one that is damaged or of a newer version is set aside and a new one begun.
 
-    def _connect(self, path: Path) -> sqlite3.Connection:
+        Where the disk allows neither, memory has to do.
+        """
+        try:
+            try:
+                return self._connect(path)
+            except sqlite3.OperationalError:  # the disk's fault, not the file's
+                raise
+            except sqlite3.DatabaseError as error:
+                aside = path.with_suffix(".damaged")
+                log.warning("the store can't be used (%s): it is kept as %s and a new one is begun", error, aside.name)
+                path.replace(aside)
+                for suffix in ("-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
+                return self._connect(path)
+        except (OSError, sqlite3.DatabaseError) as error:
+            log.error("the store can't be opened (%s): what is learned now will be forgotten at the end", error)
+            return self._connect(":memory:")
+
+    def _connect(self, path: Path | str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -117,7 +126,10 @@ class SqliteStore:
                 "SELECT signature FROM signatures WHERE digest=? AND backend=?", (digest, backend)
             ).fetchone()
         )
-        return Signature.from_json(json.loads(row[0])) if row else None
+        try:
+            return Signature.from_json(json.loads(row[0])) if row else None
+        except (ValueError, TypeError, LookupError, AttributeError):  # damaged: it is learned again
+            return None
 
     def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
         """See ``Store``."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +35,17 @@ class Route:
     def __init__(self, name: str, targets: Sequence[Target]) -> None:
         self.name = name
         self.targets = tuple(targets)
-        self._edges = list(itertools.accumulate(target.weight for target in targets))
-        if not targets or self._edges[-1] <= 0:
+        self._weighted = [target for target in targets if target.weight > 0]
+        self._edges = list(itertools.accumulate(target.weight for target in self._weighted))
+        if not self._edges:
             raise InvalidArgument(f"route '{name}' needs at least one target with a weight above 0")
+        if self._edges[-1] == math.inf:
+            raise InvalidArgument(f"route '{name}' has weights whose sum is beyond all numbers")
 
     def pick(self, draw: float) -> Target:
         """The target for a draw from [0, 1): each gets the share that its weight has of the sum."""
         place = bisect.bisect_right(self._edges, draw * self._edges[-1])
-        return self.targets[min(place, len(self.targets) - 1)]
+        return self._weighted[min(place, len(self._weighted) - 1)]
 
     def main(self) -> Target:
         """The target with the most weight, the first of equals: what metadata calls answer for."""
@@ -89,7 +94,9 @@ def load_routes(path: Path) -> Traffic:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise InvalidArgument(f"routes file {path}: it is nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or a date or number that is none
         raise InvalidArgument(f"routes file {path}: {' '.join(str(error).split())}") from None
     return parse_routes(content, str(path))
 
@@ -109,7 +116,7 @@ def parse_routes(content: Any, where: str) -> Traffic:
     for number, row in enumerate(rows, start=1):
         place = f"{where}, route {number}"
         fields = _fields(row, place, required={"name", "targets"})
-        name = check_name(str(fields["name"]), f"route name in {place}:")
+        name = _name(fields["name"], "route name", place)
         if name in routes:
             raise InvalidArgument(f"{place}: there is a route '{name}' already")
         if not isinstance(fields["targets"], list):
@@ -121,12 +128,27 @@ def parse_routes(content: Any, where: str) -> Traffic:
 def _target(row: Any, route: str, place: str) -> Target:
     fields = _fields(row, place, optional={"model", "version", "weight"})
     weight = fields.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise InvalidArgument(f"{place}: weight {weight!r} is not a number of 0 or more")
-    version = str(fields.get("version", ""))
-    if version:
-        check_name(version, f"version in {place}:")
-    return Target(check_name(str(fields.get("model", route)), f"model name in {place}:"), version, float(weight))
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= sys.float_info.max:
+        raise InvalidArgument(f"{place}: weight {_shown(weight)} is not a number of 0 or more")
+    version = _name(fields["version"], "version", place) if "version" in fields else ""
+    return Target(_name(fields.get("model", route), "model name", place), version, float(weight))
+
+
+def _name(value: Any, what: str, place: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value > sys.maxsize):
+        raise InvalidArgument(f"{place}: {what} {_shown(value)} is not a text: write it in quotes")
+    return check_name(str(value), f"{what} in {place}:")
+
+
+def _shown(value: Any) -> str:
+    """A scalar as it is; of anything larger only what it is, as aliases can make a small file huge."""
+    if value is None or isinstance(value, bool | float):
+        return str(value)
+    if isinstance(value, str | int):
+        is_plain = isinstance(value, str) or abs(value) <= sys.maxsize
+        text = repr(value) if is_plain else f"{value:#x}"  # very long numbers have no decimal form
+        return text if len(text) <= 80 else text[:80] + "..."
+    return f"that is a {type(value).__name__}"
 
 
 def _fields(
@@ -135,9 +157,9 @@ def _fields(
     if not isinstance(row, dict):
         raise InvalidArgument(f"{place}: expected a mapping, got {type(row).__name__}")
     known = set(required) | (optional or set())
-    unknown = sorted(str(key) for key in row if key not in known)
+    unknown = [key for key in row if key not in known]
     if unknown:
-        raise InvalidArgument(f"{place}: unknown key '{unknown[0]}', known are {', '.join(sorted(known))}")
+        raise InvalidArgument(f"{place}: unknown key {_shown(unknown[0])}, known are {', '.join(sorted(known))}")
     missing = sorted(set(required) - set(row))
     if missing:
         raise InvalidArgument(f"{place}: '{missing[0]}' is missing")

@@ -119,7 +119,13 @@ class Contract:
                 f"unexpected shape for input '{tensor.name}' for model '{self.model}'. "
                 f"Expected {_dims(spec.shape)}, got {_dims(shape)}.{note}"
             )
-        self._check_size(tensor, element_count(shape))
+        try:
+            count = element_count(shape)
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"unexpected shape for input '{tensor.name}' for model '{self.model}': {error.message}"
+            ) from None
+        self._check_size(tensor, count)
 
     def _check_size(self, tensor: Tensor, count: int) -> None:
         itemsize = DATATYPES[tensor.datatype].itemsize
@@ -131,7 +137,13 @@ class Contract:
                     f"Expected {count * itemsize}, got {size}"
                 )
             return
-        found = len(unpack_bytes(tensor.data, count))
+        try:
+            found = len(unpack_bytes(tensor.data, count))
+        except InvalidArgument as error:
+            raise InvalidArgument(
+                f"the {count} string elements expected for inference input '{tensor.name}' for model '{self.model}' "
+                f"can't be read: {error.message}"
+            ) from None
         if found != count:
             raise InvalidArgument(
                 f"expected {count} string elements for inference input '{tensor.name}' for model '{self.model}', "
