@@ -94,7 +94,7 @@ class RestClient:
             "parameters": {"binary_data_output": True, **(parameters or {})},
         }
         if outputs:
-            document["outputs"] = [{"name": name} for name in outputs]
+            document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
         head = json.dumps(document).encode()
         body = head + b"".join(bytes(tensor.data) for tensor in inputs)
         path = f"/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNLOADED = "unloaded"
+FOLDERS_LOOKED_AT_EVERY_S = 1.0
 
 
 @dataclass(eq=False, slots=True)
@@ -52,9 +54,13 @@ class Version:
 
 @dataclass(eq=False, slots=True)
 class Model:
-    """A model whose folder was looked into. ``error`` says why it has no versions that could be served."""
+    """A model whose folder was looked into.
+
+    ``error`` says why it has no versions that could be served; ``looked_at`` is when the folder was read.
+    """
 
     name: str
+    looked_at: float = 0.0
     description: ModelDescription | None = None
     versions: dict[str, Version] = field(default_factory=dict)
     error: RoostError | None = None
@@ -114,6 +120,8 @@ class Catalog:
             Unavailable: If its configuration or files are broken.
         """
         model = await self.model(name)
+        if model.error is not None:
+            model = await self._look_again(model)
         if model.error is not None:
             raise error_of(model.error.code, model.error.message)  # a kept one would keep every caller's frames
         found = model.versions.get(version) if version else model.latest()
@@ -234,6 +242,17 @@ class Catalog:
             for model in await self._on_disk(partial(self._open_some, names)):
                 self._models.setdefault(model.name, model)
 
+    async def _look_again(self, model: Model) -> Model:
+        """Reads the folder of a model that could not be served afresh, in case it was mended, but not all the time."""
+        now = time.monotonic()
+        if now - model.looked_at < FOLDERS_LOOKED_AT_EVERY_S:
+            return model
+        model.looked_at = now
+        fresh = await self._on_disk(partial(self._open, model.name))
+        if self._models.get(model.name) is model:
+            self._models[model.name] = fresh
+        return self._models.get(model.name, fresh)
+
     async def _find(self, name: str) -> None:
         """Looks for a folder that has come since the scan."""
         for repository in self._repositories:
@@ -248,7 +267,7 @@ class Catalog:
         return [self._open(name) for name in names]
 
     def _open(self, name: str) -> Model:
-        model = Model(name)
+        model = Model(name, time.monotonic())
         repository = self._homes[name]
         if repository is None:
             model.error = Unavailable(f"model '{name}' is in more than one repository")

@@ -1,4 +1,4 @@
-"""Step 5 of the data path: instances come and go. Loads are single-flight per revision and wait in line for memory."""
+"""Step 5 of the data path: instances come and go; loads are single-flight per revision."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from roost.core.errors import (
@@ -29,8 +27,9 @@ from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, LoadFailure, next_failure
 from roost.router.link import LinkLost
-from roost.router.placement import Evict, Fits, Ledger, Refuse, Wait
+from roost.router.placement import Ledger
 from roost.router.revision import Instance, Revision
+from roost.router.room import Room
 from roost.router.states import InstanceEvent, InstanceState
 from roost.router.stats import Stats
 from roost.router.worker import Worker
@@ -40,16 +39,6 @@ log = logging.getLogger(__name__)
 UNLOAD_TIMEOUT_S = 60.0
 FILES_LOOKED_AT_EVERY_S = 1.0
 _ARTIFACT_ERRORS = (InvalidArgument, NotFound, FailedPrecondition)
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A load that waits for memory."""
-
-    instance: int
-    revision: Revision
-    need_bytes: int
-    future: asyncio.Future[None]
 
 
 class WorkerEnded(Unavailable):
@@ -95,9 +84,7 @@ class Loader:
         self._slots = asyncio.Semaphore(concurrency)
         self._on_outcome = on_outcome
         self._ids = itertools.count(1)
-        self._line: deque[_Waiting] = deque()
-        self._older_than: dict[Revision, float] = {}  # for loads under way that no request has asked for
-        self._timer: asyncio.TimerHandle | None = None
+        self.room = Room(ledger, self._make_room)
         self._worker_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
@@ -127,7 +114,7 @@ class Loader:
         finally:
             revision.waiters -= 1
             if (claim and self._ledger.unclaim(revision)) or not revision.wanted():
-                self.room_changed()
+                self.room.changed()
             self.sweep(revision)
         if error is not None:
             raise error
@@ -135,8 +122,8 @@ class Loader:
     def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
         """Starts a load unless one is under way; the future's result is its error, None if it went well."""
         if revision.load is not None:
-            if older_than == math.inf and self._older_than.pop(revision, None) is not None:
-                self.room_changed()  # a request wants it now: more may go for it, and it goes first
+            if older_than == math.inf:
+                self.room.hurry(revision)
             return revision.load
         revision.load = asyncio.get_running_loop().create_future()
         if self._stopped:
@@ -145,14 +132,14 @@ class Loader:
             self._on_outcome(revision, _stopping())
             return load
         if older_than < math.inf:
-            self._older_than[revision] = older_than
+            self.room.spare(revision, older_than)
         self._start(self._load(revision))
         return revision.load
 
     def stop(self) -> None:
         """Gives up all loads and unloads; the workers end next."""
         self._stopped = True
-        self._look_again_at(math.inf)
+        self.room.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -190,39 +177,6 @@ class Loader:
                 if instance.state is InstanceState.READY and not instance.leases:
                     self.evict(instance)
 
-    def room_changed(self) -> None:
-        """Looks whether the loads that wait for memory can go on; called whenever that may have changed."""
-        while self._line:
-            head = self._next_in_line()
-            if not head.revision.wanted() and not head.future.done():
-                head.future.set_exception(Cancelled("nobody waits for this load any more"))
-            if head.future.done():
-                self._line.remove(head)
-                continue
-            older_than = self._older_than.get(head.revision, math.inf)
-            match self._ledger.plan(head.need_bytes, time.monotonic(), older_than=older_than):
-                case Fits():
-                    pin = head.revision.description.policy.pin
-                    self._ledger.reserve(head.instance, head.revision, head.need_bytes, pinned=pin)
-                    head.future.set_result(None)
-                case Refuse(available_bytes):
-                    head.future.set_exception(_too_large(head, available_bytes))
-                case Evict(idle, busy):
-                    self._make_room(idle, busy)
-                    return
-                case Wait(until):
-                    if older_than < math.inf and until == math.inf and not self._ledger.coming_or_going():
-                        head.future.set_exception(_no_room(head.revision))
-                        continue
-                    self._look_again_at(until)
-                    return
-
-    def _next_in_line(self) -> _Waiting:
-        """First come first served, but what requests wait for goes before what they do not."""
-        if not self._older_than:
-            return self._line[0]
-        return next((w for w in self._line if w.revision not in self._older_than), self._line[0])
-
     def worker_came(self) -> None:
         """A worker is up."""
         self._worker_up.set()
@@ -242,7 +196,7 @@ class Loader:
         for instance in worker.instances.values():
             self._ledger.gone(instance.id)
         worker.instances.clear()
-        self.room_changed()
+        self.room.changed()
 
     def _make_room(self, idle: Sequence[int], busy: Sequence[int]) -> None:
         by_id = {i: instance for worker in self._workers for i, instance in worker.instances.items()}
@@ -260,14 +214,6 @@ class Loader:
             if not instance.leases:
                 self.evict(instance)
 
-    def _look_again_at(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if when < math.inf:
-            delay_s = max(0.0, when - time.monotonic()) + 0.001
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self.room_changed)
-
     async def _load(self, revision: Revision) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
         error: RoostError | None = _stopping()
@@ -280,7 +226,7 @@ class Loader:
             log.exception("loading %s failed", revision.key)
             error = self._remember(revision, Internal("an unexpected error, see the server's log"))
         finally:
-            self._older_than.pop(revision, None)
+            self.room.hurry(revision)
             load, revision.load = revision.load, None
             if load is not None and not load.done():
                 load.set_result(error)
@@ -297,7 +243,7 @@ class Loader:
     async def _load_once(self, revision: Revision) -> None:
         await self._worker_up.wait()
         number, size_bytes = next(self._ids), revision.size_bytes()
-        await self._reserve(_Waiting(number, revision, size_bytes, _future()))
+        await self.room.reserve(number, revision, size_bytes)
         instance: Instance | None = None
         try:
             async with self._slots:
@@ -309,7 +255,7 @@ class Loader:
         finally:
             if instance is None:
                 self._ledger.gone(number)
-                self.room_changed()
+                self.room.changed()
         if learned is not None:
             await self._catalog.remember(revision, learned)
 
@@ -339,17 +285,6 @@ class Loader:
             raise
         self._finish(instance, time.monotonic() - started)
         return None if known else signature
-
-    async def _reserve(self, waiting: _Waiting) -> None:
-        self._line.append(waiting)
-        self.room_changed()
-        try:
-            await waiting.future
-        except asyncio.CancelledError:
-            if waiting.future.done() and not waiting.future.cancelled() and waiting.future.exception() is None:
-                self._ledger.gone(waiting.instance)
-                self.room_changed()
-            raise
 
     async def _create(self, instance: Instance) -> Signature:
         revision, worker = instance.revision, instance.worker
@@ -396,7 +331,7 @@ class Loader:
             load_s * 1e3,
             format_bytes(instance.bytes),
         )
-        self.room_changed()  # it may be what another load has to wait for
+        self.room.changed()  # it may be what another load has to wait for
 
     def _remember(self, revision: Revision, error: RoostError) -> RoostError:
         """Keeps a failure and says what the callers are told; want of memory is nobody's fault and is not kept."""
@@ -449,7 +384,7 @@ class Loader:
         del instance.worker.instances[instance.id]
         instance.revision.instances.remove(instance)
         self._ledger.gone(instance.id)
-        self.room_changed()
+        self.room.changed()
 
 
 def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unavailable:
@@ -463,23 +398,3 @@ def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unava
 
 def _stopping() -> Unavailable:
     return Unavailable("the server is stopping")
-
-
-def _too_large(waiting: _Waiting, available_bytes: int) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"model '{waiting.revision.key.name}' version {waiting.revision.key.version} needs "
-        f"{format_bytes(waiting.need_bytes)}, more than the {format_bytes(available_bytes)} that the memory budget "
-        "has for it"
-    )
-
-
-def _no_room(revision: Revision) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"model '{revision.key.name}' was never loaded and there is no room to look at it without evicting a model "
-        "that is in use: declare its inputs and outputs in config.pbtxt, or send it a request",
-        retry_after_s=1.0,
-    )
-
-
-def _future() -> asyncio.Future[None]:
-    return asyncio.get_running_loop().create_future()

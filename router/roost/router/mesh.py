@@ -27,9 +27,7 @@ from roost.router.revision import Instance, Pending, Revision
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
 from roost.router.validation import rows_of
-from roost.router.view import DeviceView, InstanceView, WorkerView
 from roost.router.worker import Worker
-from roost.runtimes.memory import private_bytes
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +112,11 @@ class Mesh:
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     @property
+    def device(self) -> str:
+        """The name of the device that the workers share."""
+        return self._settings.spec.device
+
+    @property
     def ready(self) -> bool:
         """Whether at least one worker is up."""
         return any(worker.up for worker in self.workers)
@@ -180,7 +183,7 @@ class Mesh:
         self.queued -= 1
         self.queued_bytes -= pending.nbytes
         if self._ledger.unclaim(pending.revision) or not pending.revision.wanted():
-            self.loader.room_changed()
+            self.loader.room.changed()
 
     def _take_out(self, pending: Pending) -> None:
         try:
@@ -257,7 +260,7 @@ class Mesh:
             self.loader.evict(instance)
         elif idle:
             self.loader.sweep(instance.revision)
-            self.loader.room_changed()
+            self.loader.room.changed()
         return pending
 
     def _settle(self, pending: Pending, outcome: InferResponse | RoostError) -> None:
@@ -374,30 +377,6 @@ class Mesh:
         self._settle(pending, outcome)
         self._slot_freed(worker)
 
-    def worker_views(self) -> tuple[WorkerView, ...]:
-        """The workers as they are now."""
-        now = time.monotonic()
-        return tuple(
-            WorkerView(
-                worker.id,
-                worker.spec.kind,
-                worker.spec.device,
-                worker.state,
-                worker.pid,
-                worker.epoch,
-                worker.restarts,
-                len(worker.runs),
-                _private_bytes(worker),
-                tuple(_instance_view(i, self._ledger, now) for i in worker.instances.values()),
-            )
-            for worker in self.workers
-        )
-
-    def device_view(self) -> DeviceView:
-        """The device as it is now."""
-        ledger = self._ledger
-        return DeviceView(self._settings.spec.device, ledger.budget_bytes, ledger.used_bytes, ledger.reserved_bytes)
-
 
 def _free_instance(revision: Revision) -> Instance | None:
     """The instance on the worker with the most free slots, if any has one."""
@@ -410,20 +389,5 @@ def _free_instance(revision: Revision) -> Instance | None:
     return best
 
 
-def _private_bytes(worker: Worker) -> int:
-    """What the kernel says now; 0 for a worker without a process."""
-    try:
-        return private_bytes(worker.pid) if worker.pid else 0
-    except OSError:  # it has just ended
-        return 0
-
-
 def _inline(tensor: WireTensor) -> Any:
     return tensor.data
-
-
-def _instance_view(instance: Instance, ledger: Ledger, now: float) -> InstanceView:
-    holding = ledger.holdings.get(instance.id)
-    idle_s = max(0.0, now - holding.last_used) if holding is not None and holding.last_used > -math.inf else 0.0
-    key = instance.revision.key
-    return InstanceView(key.name, key.version, instance.state.value, instance.bytes, instance.leases, idle_s)

@@ -26,6 +26,7 @@ from roost.router.catalog import UNLOADED, Catalog, Model, Version, never_loaded
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.placement import Ledger
 from roost.router.revision import Revision
+from roost.router.snapshot import view_device, view_worker
 from roost.router.states import Availability, AvailabilityEvent
 from roost.router.stats import Stats
 from roost.router.store import Store
@@ -179,8 +180,8 @@ class Router:
             self._mesh.queued,
             0,
             0,
-            (self._mesh.device_view(),),
-            self._mesh.worker_views(),
+            (view_device(self._ledger, self._mesh.device),),
+            tuple(view_worker(worker, self._ledger) for worker in self._mesh.workers),
         )
 
     async def _resolve(self, request: InferRequest) -> Version:

@@ -66,25 +66,26 @@ class SqliteStore:
         self._connection = self._open(path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        """Opens the file; one that is damaged or of a newer version is set aside and a new one begun.
-
-        Where the disk allows neither, memory has to do.
-        """
+        """Opens the file; where the disk does not allow that, memory has to do."""
         try:
-            try:
-                return self._connect(path)
-            except sqlite3.OperationalError:  # the disk's fault, not the file's
-                raise
-            except sqlite3.DatabaseError as error:
-                aside = path.with_suffix(".damaged")
-                log.warning("the store can't be used (%s): it is kept as %s and a new one is begun", error, aside.name)
-                path.replace(aside)
-                for suffix in ("-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-                return self._connect(path)
+            return self._open_file(path)
         except (OSError, sqlite3.DatabaseError) as error:
             log.error("the store can't be opened (%s): what is learned now will be forgotten at the end", error)
             return self._connect(":memory:")
+
+    def _open_file(self, path: Path) -> sqlite3.Connection:
+        """Opens the file; one that is damaged or of a newer version is set aside and a new one begun."""
+        try:
+            return self._connect(path)
+        except sqlite3.OperationalError:  # the disk's fault, not the file's
+            raise
+        except sqlite3.DatabaseError as error:
+            aside = path.with_suffix(".damaged")
+            log.warning("the store can't be used (%s): it is kept as %s and a new one is begun", error, aside.name)
+            path.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            return self._connect(path)
 
     def _connect(self, path: Path | str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)

@@ -121,7 +121,11 @@ def parse_routes(content: Any, where: str) -> Traffic:
             raise InvalidArgument(f"{place}: there is a route '{name}' already")
         if not isinstance(fields["targets"], list):
             raise InvalidArgument(f"{place}: 'targets' must be a list")
-        routes[name] = Route(name, [_target(t, name, place) for t in fields["targets"]])
+        targets = [_target(t, name, place) for t in fields["targets"]]
+        try:
+            routes[name] = Route(name, targets)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{place}: {error.message}") from None
     return Traffic(routes)
 
 

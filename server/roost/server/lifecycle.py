@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.7
 WORKER_SLOTS = 4
 LISTEN_BACKLOG = 1024
+MAX_RECEIVES = 32
 
 
 def serve(config: ServeConfig) -> int:
@@ -157,7 +158,7 @@ async def _transports(
         if listeners.metrics is not None:
             app = build_metrics_app(metrics)
             await stack.enter_async_context(_site(web.AppRunner(app, access_log=None), listeners.metrics))
-        grpc_server = build_grpc_server(data_plane, GrpcLimits(max_message_bytes=config.grpc_max_message_bytes))
+        grpc_server = build_grpc_server(data_plane, _grpc_limits(config))
         grpc_port = _bind_grpc(grpc_server, config)
         limits = RestLimits(max_body_bytes=config.max_body_bytes, write_timeout_s=config.write_timeout_s)
         runner = RestRunner(build_rest_app(data_plane, limits), limits, shutdown_timeout_s=config.drain_timeout_s)
@@ -194,6 +195,13 @@ def _mesh_settings(config: ServeConfig) -> MeshSettings:
         max_queue=config.max_queue,
         max_queued_bytes=config.max_queued_bytes,
     )
+
+
+def _grpc_limits(config: ServeConfig) -> GrpcLimits:
+    """As many messages at once as fit into an eighth of the memory, each of them twice while it is received."""
+    size_bytes = config.grpc_max_message_bytes
+    receives = config.machine.memory_bytes // 8 // (2 * size_bytes)
+    return GrpcLimits(max_message_bytes=size_bytes, max_concurrent_receives=min(MAX_RECEIVES, max(2, receives)))
 
 
 def _set_budget(config: ServeConfig, routing: Router) -> None:
