@@ -78,7 +78,10 @@ async def test_a_worker_killed_while_it_loads(tmp_path: Path, repository: Path) 
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_model_that_crashes_is_put_in_quarantine(tmp_path: Path, repository: Path, transport: str) -> None:
+async def test_a_model_that_crashes_is_put_in_quarantine(
+    tmp_path: Path, repository: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "1")  # which must not reach the starts of new workers
     write_dummy(repository / "bad" / "1" / "model.dummy", crash="run")
     write_dummy(repository / "good" / "1" / "model.dummy", outputs=PROBE_OUTPUTS)
     with started(repository, tmp_path / "run", "--workers", "1") as server:

@@ -400,5 +400,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert sum(sizes[n] for n in line if n not in warmer) < missing, "colder ones would have sufficed"
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedger = LedgerMachine.TestCase

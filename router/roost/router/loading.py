@@ -125,16 +125,15 @@ class Loader:
             if older_than == math.inf:
                 self.room.hurry(revision)
             return revision.load
-        revision.load = asyncio.get_running_loop().create_future()
+        load = revision.load = asyncio.get_running_loop().create_future()
         if self._stopped:
-            load, revision.load = revision.load, None
-            load.set_result(_stopping())
-            self._on_outcome(revision, _stopping())
+            self._settle(revision, load, _stopping())
             return load
         if older_than < math.inf:
             self.room.spare(revision, older_than)
-        self._start(self._load(revision))
-        return revision.load
+        task = self._start(self._load(revision, load))
+        task.add_done_callback(lambda _: self._settle(revision, load, _stopping()))  # if cancelled before it began
+        return load
 
     def stop(self) -> None:
         """Gives up all loads and unloads; the workers end next."""
@@ -143,10 +142,11 @@ class Loader:
         for task in self._tasks:
             task.cancel()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def check(self, revision: Revision) -> None:
         """Answers at once for a revision whose load failed lately, unless its files have changed since.
@@ -214,7 +214,7 @@ class Loader:
             if not instance.leases:
                 self.evict(instance)
 
-    async def _load(self, revision: Revision) -> None:
+    async def _load(self, revision: Revision, load: asyncio.Future[RoostError | None]) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
         error: RoostError | None = _stopping()
         try:
@@ -226,11 +226,16 @@ class Loader:
             log.exception("loading %s failed", revision.key)
             error = self._remember(revision, Internal("an unexpected error, see the server's log"))
         finally:
-            self.room.hurry(revision)
-            load, revision.load = revision.load, None
-            if load is not None and not load.done():
-                load.set_result(error)
-            self._on_outcome(revision, error)
+            self._settle(revision, load, error)
+
+    def _settle(self, revision: Revision, load: asyncio.Future[RoostError | None], error: RoostError | None) -> None:
+        """Ends a load with its outcome, the first time it is called for it."""
+        if load.done():
+            return
+        revision.load = None
+        self.room.hurry(revision)
+        load.set_result(error)
+        self._on_outcome(revision, error)
 
     async def _load_with_retry(self, revision: Revision) -> None:
         await self._catalog.prepare(revision)

@@ -105,7 +105,6 @@ class Mesh:
     async def stop(self) -> None:
         """Ends the workers; requests that are still under way are answered with UNAVAILABLE."""
         self._stopping = True
-        await asyncio.sleep(0)  # a task that is cancelled before it began would leave its load without an outcome
         self.loader.stop()
         for keeper in self._keepers:
             keeper.cancel()

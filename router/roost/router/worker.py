@@ -102,7 +102,11 @@ class Worker:
             except OSError as error:  # no process, descriptor or memory to be had: later there may be
                 log.error("worker %d can't be started: %s", self.id, error)
             finally:
-                await self._end()
+                try:
+                    await self._end()
+                except asyncio.CancelledError:  # the stop came meanwhile: a process that was begun with is waited for
+                    await self._end()
+                    raise
             healthy = time.monotonic() - started > HEALTHY_AFTER_S
             first = FIRST_BACKOFF_S if self.epoch > 1 else 0.0  # the first end is most often a one-off
             backoff_s = 0.0 if healthy else min(LONGEST_BACKOFF_S, backoff_s * 2 or first)

@@ -22,6 +22,9 @@ def _serve(argv: Sequence[str]) -> int:
     if command.print_config:
         sys.stdout.write(effective_yaml(command.config))
         return 0
+    # Workers are started by fork and exec, and gRPC's fork handlers, run in between, abort or hang the child at times.
+    # Whether there are any is decided when gRPC is imported.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     from roost.server.lifecycle import serve
 
     return serve(command.config)

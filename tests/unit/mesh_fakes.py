@@ -1,0 +1,494 @@
+"""A mesh whose workers are objects: what they are told is seen, and what they answer is up to the test.
+
+The fake workers keep books of their own and fail the test if the mesh asks for what a worker could not do: run what is
+not loaded, unload what runs, load twice at once, or hold more than the budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from roost.core.errors import Cancelled, RoostError
+from roost.core.frames import FrameType, Response, Run, StepTimes, WireTensor
+from roost.core.names import DEFAULT_NAMESPACE, VersionKey
+from roost.core.requests import InferRequest, InferResponse, RequestContext
+from roost.core.tensors import Signature, Tensor, TensorSpec
+from roost.proto import model_config_pb2 as mc
+from roost.registry_client.digest import Artifact
+from roost.registry_client.model_config import ModelDescription
+from roost.registry_client.policy import ModelPolicy
+from roost.registry_client.repository import ModelFolder
+from roost.router.catalog import Catalog, Model, Version
+from roost.router.link import Link, LinkListener, LinkLost
+from roost.router.mesh import Mesh, MeshSettings
+from roost.router.placement import Ledger
+from roost.router.process import WorkerProcess, WorkerSpec
+from roost.router.revision import Pending, Revision
+from roost.router.states import Availability, InstanceState
+from roost.router.stats import Stats
+from roost.router.worker import Worker
+
+from tests.virtual_time import settle
+
+SIGNATURE = Signature((TensorSpec("x", "UINT8", (-1,)),), (TensorSpec("y", "UINT8", (-1,)),))
+
+
+@dataclass(eq=False)
+class Call:
+    """A LOAD or UNLOAD that waits for its answer."""
+
+    process: FakeProcess
+    type: FrameType
+    payload: dict[str, Any]
+    future: asyncio.Future[dict[str, Any]]
+
+    @property
+    def instance(self) -> int:
+        return int(self.payload["instance"])
+
+    @property
+    def model(self) -> str:
+        return str(self.payload["path"]) if self.type is FrameType.LOAD else self.process.loaded[self.instance]
+
+    def succeed(self) -> None:
+        """The worker has done it."""
+        if self.future.done():
+            return
+        farm = self.process.farm
+        if self.type is FrameType.LOAD:
+            self.process.loaded[self.instance] = self.model
+            farm.loads_done.append(self.model)
+            self.future.set_result({"instance": self.instance, "signature": farm.signature.to_json()})
+        else:
+            del self.process.loaded[self.instance]
+            self.future.set_result({"instance": self.instance})
+        farm.calls.remove(self)
+        farm.check_memory()
+
+    def fail(self, error: RoostError) -> None:
+        """The worker could not do it."""
+        self.process.farm.calls.remove(self)
+        self.future.set_exception(error)
+
+
+@dataclass(eq=False)
+class Job:
+    """A run that waits for its answer."""
+
+    process: FakeProcess
+    number: int
+    run: Run
+    started: bool = False
+    cancelled: bool = False
+
+    @property
+    def model(self) -> str:
+        return self.process.loaded[self.run.instance]
+
+    def start(self) -> None:
+        """The worker begins with it."""
+        self.started = True
+        self.process.listener.on_started(self.number)
+
+    def answer(self) -> None:
+        """The worker is done: the input is the output."""
+        if not self.started:
+            self.start()
+        self._end()
+        outputs = [WireTensor("y", t.datatype, t.shape, t.data) for t in self.run.inputs]
+        self.process.listener.on_response(self.number, Response(outputs, times=StepTimes(1, 2, 2, 3, 3, 4)))
+
+    def fail(self, error: RoostError) -> None:
+        """The worker could not do it."""
+        self._end()
+        self.process.listener.on_run_error(self.number, error)
+
+    def _end(self) -> None:
+        self.process.farm.jobs.remove(self)
+
+
+class FakeLink:
+    """Stands for ``WorkerLink``."""
+
+    def __init__(self, process: FakeProcess) -> None:
+        self._process = process
+        self._numbers = itertools.count(1)
+        self.closed = False
+
+    def next_number(self) -> int:
+        return next(self._numbers)
+
+    def send_run(self, number: int, run: Run) -> None:
+        if not self.closed:
+            self._process.take_run(Job(self._process, number, run))
+
+    def send_cancel(self, number: int) -> None:
+        for job in self._process.farm.jobs:
+            if job.process is self._process and job.number == number:
+                job.cancelled = True
+
+    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+        if self.closed:
+            raise LinkLost("the worker is gone")
+        call = Call(self._process, type_, payload, asyncio.get_running_loop().create_future())
+        self._process.take_call(call)
+        try:
+            return await call.future
+        finally:
+            if call in self._process.farm.calls:
+                self._process.farm.calls.remove(call)
+
+    def abort(self) -> None:
+        self._process.lose_link()
+
+
+class FakeProcess:
+    """Stands for a worker process."""
+
+    def __init__(self, farm: Farm, spec: WorkerSpec, pid: int, listener: LinkListener) -> None:
+        self.farm = farm
+        self.spec = spec
+        self.pid = pid
+        self.listener = listener
+        self.loaded: dict[int, str] = {}
+        self._link = FakeLink(self)
+        self._ending = False
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def link(self) -> Link:
+        return self._link
+
+    def kill(self) -> None:
+        self.end(-signal.SIGKILL)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    def end(self, code: int = 1) -> None:
+        """The process ends; its link closes first, as the kernel does it, and its memory is free last."""
+        if self._ending:
+            return
+        self._ending = True
+        self.lose_link()
+        if self.farm.death_takes_s:
+            asyncio.get_running_loop().call_later(self.farm.death_takes_s, self._ended.set_result, code)
+        else:
+            self._ended.set_result(code)
+
+    def end_soon(self, code: int) -> None:
+        """The process ends on the next turn of the loop."""
+        asyncio.get_running_loop().call_soon(self.end, code)
+
+    def lose_link(self) -> None:
+        """The link closes; the process ends soon after, if it has not."""
+        if self._link.closed:
+            return
+        self._link.closed = True
+        farm = self.farm
+        farm.jobs = [job for job in farm.jobs if job.process is not self]
+        for call in [call for call in farm.calls if call.process is self]:
+            farm.calls.remove(call)
+            if not call.future.done():
+                call.future.set_exception(LinkLost("the worker was lost"))
+        self.loaded.clear()
+        if self in farm.processes:
+            farm.processes.remove(self)
+        self.listener.on_lost(self._link)
+        self.end_soon(0)
+
+    def take_call(self, call: Call) -> None:
+        farm = self.farm
+        if call.type is FrameType.LOAD:
+            loading = [other.model for other in farm.calls if other.type is FrameType.LOAD]
+            assert call.model not in loading, f"{call.model} is loaded twice at once"
+            assert call.instance not in self.loaded
+        else:
+            assert not [j for j in farm.jobs if j.process is self and j.run.instance == call.instance], "it still runs"
+            if call.instance not in self.loaded:
+                call.future.set_exception(Cancelled("not loaded"))
+                return
+        farm.calls.append(call)
+        farm.check_memory()
+        farm.on_call(call)
+
+    def take_run(self, job: Job) -> None:
+        farm = self.farm
+        assert job.run.instance in self.loaded, "a run of what is not loaded"
+        farm.jobs.append(job)
+        mine = [other for other in farm.jobs if other.process is self]
+        assert len(mine) <= self.spec.slots, "more runs than slots"
+        farm.on_run(job)
+
+
+class Farm:
+    """All fake workers.
+
+    Attributes:
+        on_call: Does something with each LOAD and UNLOAD; by default they succeed at once.
+        on_run: Likewise with each run; by default nothing, so that the test answers.
+        calls: Loads and unloads that have no answer yet.
+        jobs: Runs that have no answer yet.
+        loads_done: Models in the order in which they were loaded.
+        may_start: Whether processes can be started.
+        death_takes_s: How long a process that lost its link still has its memory.
+    """
+
+    def __init__(self, sizes: dict[str, int], budget_bytes: Callable[[], int]) -> None:
+        self.signature = SIGNATURE
+        self.processes: list[FakeProcess] = []
+        self.calls: list[Call] = []
+        self.jobs: list[Job] = []
+        self.loads_done: list[str] = []
+        self.on_call: Callable[[Call], None] = self.soon
+        self.on_run: Callable[[Job], None] = lambda job: None
+        self.may_start = True
+        self.death_takes_s = 0.0
+        self._sizes = sizes
+        self._budget_bytes = budget_bytes
+        self._pids = itertools.count(100)
+
+    async def launch(self, spec: WorkerSpec, epoch: int, listener: LinkListener) -> WorkerProcess:
+        """See ``Launch``."""
+        if not self.may_start:
+            raise OSError("no more processes")
+        process = FakeProcess(self, spec, next(self._pids), listener)
+        self.processes.append(process)
+        asyncio.get_running_loop().call_soon(listener.on_hello, {"pid": process.pid})
+        return process
+
+    @staticmethod
+    def soon(call: Call) -> None:
+        """Answers on the next turn of the loop."""
+        asyncio.get_running_loop().call_soon(call.succeed)
+
+    @staticmethod
+    def after(delay_s: float) -> Callable[[Call], None]:
+        """Answers that much later."""
+        return lambda call: cast(None, asyncio.get_running_loop().call_later(delay_s, call.succeed))
+
+    @staticmethod
+    def held(call: Call) -> None:
+        """Leaves the answer to the test."""
+
+    @staticmethod
+    def loads_held(call: Call) -> None:
+        """Leaves the answer of loads to the test."""
+        if call.type is FrameType.UNLOAD:
+            Farm.soon(call)
+
+    def answer_runs_after(self, delay_s: float) -> None:
+        """Has all runs from now on take that long."""
+
+        def later(job: Job) -> None:
+            job.start()
+            asyncio.get_running_loop().call_later(delay_s, answer, job)
+
+        def answer(job: Job) -> None:
+            if job in self.jobs:
+                job.answer()
+
+        self.on_run = later
+
+    def check_memory(self) -> None:
+        """What the workers really hold is within the budget."""
+        held = [model for process in self.processes for model in process.loaded.values()]
+        held += [call.model for call in self.calls if call.type is FrameType.LOAD]
+        assert sum(self._sizes[model] for model in held) <= self._budget_bytes()
+
+    def models(self) -> list[str]:
+        """What is loaded, sorted."""
+        return sorted(model for process in self.processes for model in process.loaded.values())
+
+
+class FakeFolder:
+    """A model folder whose only file changes when the test says so."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.generation = 1
+
+    def artifact(self, version: str, description: ModelDescription, cache: object) -> Artifact:
+        return Artifact(self.name, self.name, f"{self.name}-{self.generation}", 1, self.stamp(version, description))
+
+    def stamp(self, version: str, description: ModelDescription) -> Any:
+        return (self.name, self.generation)
+
+
+class MemoryStore:
+    """A store in a dictionary."""
+
+    def __init__(self) -> None:
+        self.digests: dict[tuple[str, int, int, int], str] = {}
+        self.signatures: dict[tuple[str, str], Signature] = {}
+
+    def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
+        return self.digests.get((path, inode, size, mtime_ns))
+
+    def put_file_digest(self, path: str, inode: int, size: int, mtime_ns: int, digest: str) -> None:
+        self.digests[path, inode, size, mtime_ns] = digest
+
+    def get_signature(self, digest: str, backend: str) -> Signature | None:
+        return self.signatures.get((digest, backend))
+
+    def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
+        self.signatures[digest, backend] = signature
+
+    def close(self) -> None:
+        pass
+
+
+class InlineExecutor(Executor):
+    """Runs work where it is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@dataclass(eq=False)
+class Bed:
+    """A mesh on fake workers, and short ways to ask it for things."""
+
+    mesh: Mesh
+    farm: Farm
+    ledger: Ledger
+    catalog: Catalog
+    stats: Stats
+    sizes: dict[str, int]
+    group: asyncio.TaskGroup
+    revisions: list[Revision] = field(default_factory=list)
+    sent: list[Pending] = field(default_factory=list)
+
+    def model(self, name: str, size: int, *, pin: bool = False) -> Revision:
+        """Makes a model of so many bytes known."""
+        self.sizes[name] = size
+        policy = ModelPolicy(memory_bytes=size, pin=pin)
+        description = ModelDescription(mc.ModelConfig(name=name), "dummy", policy, 0)
+        key = VersionKey(DEFAULT_NAMESPACE, name, "1")
+        revision = Revision(key, cast(ModelFolder, FakeFolder(name)), description)
+        self.catalog.install(
+            Model(name, description=description, versions={"1": Version(revision, Availability.READY)})
+        )
+        self.revisions.append(revision)
+        return revision
+
+    def submit(self, revision: Revision, *, timeout_s: float = math.inf, data: bytes = b"1234") -> Pending:
+        """Sends a request."""
+        now = time.monotonic()
+        context = RequestContext(now, now + timeout_s)
+        request = InferRequest(revision.key.name, "", context, [Tensor("x", "UINT8", (len(data),), data)])
+        pending = self.mesh.submit(revision, request)
+        self.sent.append(pending)
+        return pending
+
+    async def infer(self, revision: Revision, *, timeout_s: float = math.inf) -> InferResponse:
+        """Sends a request and waits as the router does."""
+        pending = self.submit(revision, timeout_s=timeout_s)
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            self.mesh.abandon(pending)
+            raise
+
+    async def make_resident(self, *revisions: Revision) -> None:
+        """Loads by one request each, in this order."""
+        for revision in revisions:
+            pending = self.submit(revision)
+            await settle()
+            self.job(revision).answer()
+            await pending.future
+
+    def job(self, revision: Revision, place: int = 0) -> Job:
+        """A run of the model that has no answer yet."""
+        return [job for job in self.farm.jobs if job.model == revision.key.name][place]
+
+    def call(self, revision: Revision) -> Call:
+        """The load or unload of the model that has no answer yet."""
+        (call,) = [call for call in self.farm.calls if call.model == revision.key.name]
+        return call
+
+    def process_of(self, revision: Revision) -> FakeProcess:
+        """The worker that the model is loaded on."""
+        return next(p for p in self.farm.processes if revision.key.name in p.loaded.values())
+
+    def answer_all(self) -> None:
+        """Answers all runs under way."""
+        for job in list(self.farm.jobs):
+            job.answer()
+
+    async def assert_clean(self) -> None:
+        """Nothing of what was asked is left anywhere, and the books agree with what is loaded."""
+        await settle()
+        assert all(pending.future.done() for pending in self.sent)
+        assert (self.mesh.queued, self.mesh.queued_bytes) == (0, 0)
+        assert not self.farm.jobs
+        assert not self.farm.calls
+        for worker in self.mesh.workers:
+            assert not worker.runs
+            assert not worker.waiting
+        for revision in self.revisions:
+            assert (len(revision.queue), revision.waiters, revision.load) == (0, 0, None)
+            assert not self.ledger.claimed(revision)
+            assert all(i.state is InstanceState.READY and not i.leases for i in revision.instances)
+        assert all(holding.leases == 0 for holding in self.ledger.holdings.values())
+        assert all(holding.busy_since == math.inf for holding in self.ledger.holdings.values())
+        assert not self.ledger.coming_or_going()
+        assert self.ledger.used_bytes == sum(self.sizes[model] for model in self.farm.models())
+        assert sorted(r.key.name for r in self.revisions for _ in r.instances) == self.farm.models()
+
+
+def settings_of(workers: int, slots: int, **changes: Any) -> MeshSettings:
+    defaults = {"load_timeout_s": 60.0, "load_concurrency": workers + 1, "max_queue": 1000, "max_queued_bytes": 10_000}
+    return MeshSettings(WorkerSpec("cpu", "cpu", slots, 1), workers=workers, **{**defaults, **changes})
+
+
+@asynccontextmanager
+async def bed(
+    budget: int = 100, *, workers: int = 1, slots: int = 1, may_start: bool = True, **changes: Any
+) -> AsyncIterator[Bed]:
+    """A running mesh; at the end nothing may be left, before the workers are stopped and after."""
+    ledger, stats, sizes = Ledger(budget), Stats(), dict[str, int]()
+    farm = Farm(sizes, lambda: ledger.budget_bytes)
+    farm.may_start = may_start
+    catalog = Catalog([], MemoryStore(), InlineExecutor(), explicit=False)
+    broken: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: _note(broken, context))
+    async with asyncio.TaskGroup() as group:
+        mesh = Mesh(settings_of(workers, slots, **changes), ledger, catalog, stats, group, launch=farm.launch)
+        try:
+            await mesh.start()
+            made = Bed(mesh, farm, ledger, catalog, stats, sizes, group)
+            yield made
+            await made.assert_clean()
+        finally:
+            await mesh.stop()
+    assert ledger.used_bytes == 0
+    assert not ledger.holdings
+    assert not farm.processes
+    assert not broken
+
+
+def _note(broken: list[str], context: dict[str, Any]) -> None:
+    """Callbacks and tasks must not raise; a request's error that nobody looks at is no such case."""
+    if not str(context.get("message", "")).startswith("Future exception was never retrieved"):
+        broken.append(str(context))
+
+
+def worker_of(revision: Revision) -> Worker:
+    """The worker of the only instance."""
+    (instance,) = revision.instances
+    return instance.worker

@@ -1,0 +1,207 @@
+"""The mesh under arbitrary interleavings of requests, answers, failures, losses, cancellations and time.
+
+Whatever happens, every request is settled once, the budget holds, no model is loaded twice at a time (the fake workers
+see to both), and when the workers behave again, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import time
+from typing import Any, TypeAlias
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from roost.core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    RoostError,
+    Unavailable,
+)
+from roost.core.frames import FrameType
+from roost.router.revision import Pending, Revision
+
+from tests.unit.mesh_fakes import Bed, Farm, bed
+from tests.virtual_time import run, settle
+
+BUDGET = 100
+SIZES = {"a": 30, "b": 40, "c": 60, "d": 100, "e": 101, "f": 10, "g": 10}
+Step: TypeAlias = tuple[str, Any]
+
+INDEX = st.integers(0, 7)
+STEPS: st.SearchStrategy[Step] = st.one_of(
+    st.tuples(
+        st.just("submit"), st.tuples(st.sampled_from("abbccdefg"), st.sampled_from([math.inf, math.inf, 0.5, 5.0]))
+    ),
+    st.tuples(st.just("submit"), st.tuples(st.sampled_from("abcfg"), st.just(math.inf))),
+    st.tuples(st.sampled_from(["answer", "answer", "start", "fail", "cancel", "call done", "call done"]), INDEX),
+    st.tuples(st.just("call fails"), st.tuples(INDEX, st.sampled_from([InvalidArgument, ResourceExhausted, Internal]))),
+    st.tuples(st.just("lose"), st.tuples(INDEX, st.sampled_from([1, -signal.SIGKILL, None]))),
+    st.tuples(st.sampled_from(["look", "bring", "bring and go", "retire"]), st.sampled_from("abcd")),
+    st.tuples(st.just("time"), st.sampled_from([0.01, 0.3, 1.2, 10.0, 100.0])),
+    st.tuples(st.just("may start"), st.booleans()),
+)
+
+
+class Script:
+    """Carries steps out; some say nothing to the present state and are skipped."""
+
+    def __init__(self, on: Bed) -> None:
+        self.on = on
+        self.models = {name: on.model(name, size, pin=name == "a") for name, size in SIZES.items()}
+        self.settled: dict[Pending, int] = {}
+        self.tasks: list[asyncio.Task[RoostError | None]] = []
+
+    async def carry_out(self, step: Step) -> None:
+        on, farm = self.on, self.on.farm
+        match step:
+            case "submit", (name, timeout_s):
+                self.submit(self.models[name], timeout_s)
+            case "answer" | "start" | "fail" as what, index if farm.jobs:
+                job = farm.jobs[index % len(farm.jobs)]
+                if what == "answer":
+                    job.answer()
+                elif what == "fail":
+                    job.fail(Internal("failed"))
+                elif not job.started:
+                    job.start()
+            case "cancel", index if on.sent:
+                on.mesh.abandon(on.sent[-1 - index % len(on.sent)])
+            case "call done", index if farm.calls:
+                farm.calls[index % len(farm.calls)].succeed()
+            case "call fails", (index, error) if farm.calls:
+                call = farm.calls[index % len(farm.calls)]
+                if call.type is FrameType.LOAD:
+                    call.fail(error("failed"))
+            case "lose", (index, code) if farm.processes:
+                process = farm.processes[index % len(farm.processes)]
+                if code is None:
+                    process.lose_link()
+                else:
+                    process.end(code)
+            case "look" | "bring" | "bring and go" as what, name:
+                self.bring(self.models[name], what)
+            case "retire", name:
+                on.mesh.retire(self.models[name])
+                self.models[name] = on.model(name, SIZES[name], pin=name == "a")
+            case "time", seconds:
+                await asyncio.sleep(seconds)
+            case "may start", value:
+                farm.may_start = value
+        self.check()
+
+    def submit(self, revision: Revision, timeout_s: float) -> None:
+        try:
+            pending = self.on.submit(revision, timeout_s=timeout_s)
+        except ResourceExhausted:
+            return
+        self.settled[pending] = 0
+
+        def settled(future: asyncio.Future[Any]) -> None:
+            self.settled[pending] += 1
+            if not future.cancelled():
+                future.exception()
+
+        pending.future.add_done_callback(settled)
+
+    def bring(self, revision: Revision, what: str) -> None:
+        looks = {"claim": False, "older_than": -math.inf} if what == "look" else {}
+
+        async def outcome() -> RoostError | None:
+            try:
+                async with asyncio.timeout(0.05 if what == "bring and go" else None):
+                    await self.on.mesh.loader.bring(revision, **looks)  # type: ignore[arg-type]
+            except TimeoutError:
+                pass
+            except RoostError as error:
+                return error
+            return None
+
+        self.tasks.append(self.on.group.create_task(outcome()))
+
+    def check(self) -> None:
+        on = self.on
+        assert on.ledger.used_bytes <= BUDGET
+        on.farm.check_memory()
+        queued = [pending for revision in on.revisions for pending in revision.queue]
+        assert on.mesh.queued == len(queued)
+        assert on.mesh.queued_bytes == sum(pending.nbytes for pending in queued)
+        assert len(set(queued)) == len(queued)
+        assert not [pending for pending in queued if pending.future.done()]
+        for worker in on.mesh.workers:
+            for pending in worker.runs.values():
+                assert pending not in queued
+                assert pending.instance is not None
+                assert pending.instance.worker is worker
+        for revision in on.revisions:
+            waits = len(revision.queue) > 0
+            assert on.ledger.claimed(revision) >= waits
+
+    async def come_to_an_end(self) -> None:
+        """From now on workers do what they are told; all that is left has its turn."""
+        farm = self.on.farm
+        farm.may_start = True
+        farm.on_call = Farm.soon
+        farm.answer_runs_after(0.01)
+        for call in list(farm.calls):
+            call.succeed()
+        for job in list(farm.jobs):
+            job.answer()
+        await asyncio.sleep(300)
+        for task in self.tasks:
+            assert task.done()
+            task.result()
+        for pending, count in self.settled.items():
+            assert count == 1
+            assert_sensible(pending)
+
+
+def assert_sensible(pending: Pending) -> None:
+    if pending.future.cancelled():
+        return
+    error = pending.future.exception()
+    assert error is None or isinstance(error, Unavailable | ResourceExhausted | DeadlineExceeded | Internal)
+    assert not isinstance(error, Cancelled)
+    if pending.revision.key.name == "e":
+        assert error is not None, "it is larger than the budget"
+
+
+async def play(steps: list[tuple[Step, bool]], workers: int, slots: int, death_takes_s: float, stop: bool) -> None:
+    async with bed(BUDGET, workers=workers, slots=slots, load_concurrency=2, max_queue=5) as on:
+        on.farm.on_call = Farm.held
+        on.farm.death_takes_s = death_takes_s
+        script = Script(on)
+        for step, then_settle in steps:
+            await script.carry_out(step)
+            if then_settle:
+                await settle()
+                script.check()
+        if stop:
+            await on.mesh.stop()
+            await settle()
+            assert all(count == 1 for count in script.settled.values())
+            assert all(task.done() for task in script.tasks)
+            on.revisions.clear()
+            on.farm.jobs.clear()
+        else:
+            await script.come_to_an_end()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(STEPS, st.booleans()), max_size=40),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.2]),
+    st.sampled_from([False, False, True]),
+)
+def test_any_interleaving(
+    steps: list[tuple[Step, bool]], workers: int, slots: int, death_takes_s: float, stop: bool
+) -> None:
+    run(play(steps, workers, slots, death_takes_s, stop))
+    assert time.monotonic() != 0  # the real clock is back
