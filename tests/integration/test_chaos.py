@@ -19,7 +19,7 @@ MIB = 1 << 20
 NAMES = tuple(f"model-{number}" for number in range(8))
 
 
-def _write_models(repository: Path, draw: random.Random, **behaviour: float) -> None:
+def _write_models(repository: Path, draw: random.Random) -> None:
     for name in NAMES:
         model = repository / name / "1" / "model.dummy"
         write_dummy(model, load_s=draw.choice((0.0, 0.01, 0.03)), run_s=draw.choice((0.0, 0.002, 0.01)))
