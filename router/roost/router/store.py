@@ -14,11 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cachetools import LRUCache
 from roost.core.tensors import Signature
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+RECENT_FILES = 4096
+RECENT_SIGNATURES = 1024
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -58,10 +62,15 @@ class Store(Protocol):
 
 
 class SqliteStore:
-    """A store in one SQLite file. Safe to share between threads."""
+    """A store in one SQLite file. Safe to share between threads.
+
+    What was put lately is also kept in memory, so that a disk that fails does not have every file hashed at every load.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._digests: LRUCache[str, tuple[int, int, int, str]] = LRUCache(RECENT_FILES)
+        self._signatures: LRUCache[tuple[str, str], Signature] = LRUCache(RECENT_SIGNATURES)
         self._failed = False
         self._connection = self._open(path)
 
@@ -104,6 +113,10 @@ class SqliteStore:
 
     def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
         """See ``Store``."""
+        with self._lock:
+            recent = self._digests.get(path)
+        if recent is not None and recent[:3] == (inode, size, mtime_ns):
+            return recent[3]
         row = self._guard(
             lambda db: db.execute(
                 "SELECT digest FROM file_digests WHERE path=? AND inode=? AND size=? AND mtime_ns=?",
@@ -114,6 +127,8 @@ class SqliteStore:
 
     def put_file_digest(self, path: str, inode: int, size: int, mtime_ns: int, digest: str) -> None:
         """See ``Store``."""
+        with self._lock:
+            self._digests[path] = (inode, size, mtime_ns, digest)
         self._guard(
             lambda db: db.execute(
                 "INSERT OR REPLACE INTO file_digests VALUES (?,?,?,?,?)", (path, inode, size, mtime_ns, digest)
@@ -122,6 +137,10 @@ class SqliteStore:
 
     def get_signature(self, digest: str, backend: str) -> Signature | None:
         """See ``Store``."""
+        with self._lock:
+            recent = self._signatures.get((digest, backend))
+        if recent is not None:
+            return recent
         row = self._guard(
             lambda db: db.execute(
                 "SELECT signature FROM signatures WHERE digest=? AND backend=?", (digest, backend)
@@ -134,12 +153,16 @@ class SqliteStore:
 
     def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
         """See ``Store``."""
+        with self._lock:
+            self._signatures[digest, backend] = signature
         text = json.dumps(signature.to_json(), separators=(",", ":"))
         self._guard(lambda db: db.execute("INSERT OR REPLACE INTO signatures VALUES (?,?,?)", (digest, backend, text)))
 
     def close(self) -> None:
         """See ``Store``."""
         with self._lock:
+            self._digests.clear()
+            self._signatures.clear()
             self._connection.close()
 
     def _guard(self, call: Callable[[sqlite3.Connection], T]) -> T | None:
