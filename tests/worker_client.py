@@ -50,7 +50,7 @@ class WorkerClient:
         self.sock.settimeout(TIMEOUT_S)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         command = [sys.executable, "-m", "roost.runtimes.worker", "--link-fd", str(theirs.fileno()), "--kind", "cpu"]
-        command += ["--epoch", str(epoch), "--slots", str(slots), "--threads", str(threads)]
+        command += ["--id", "0", "--epoch", str(epoch), "--slots", str(slots), "--threads", str(threads)]
         command += ["--enable-dummy"] if dummy else []
         with theirs:
             self.process = subprocess.Popen(

@@ -136,6 +136,10 @@ class FakeLink:
             if job.process is self._process and job.number == number:
                 job.cancelled = True
 
+    async def hung(self) -> None:
+        await self._process.hung.wait()
+        self._process.hung.clear()
+
     async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
         if self.closed:
             raise LinkLost("the worker is gone")
@@ -160,6 +164,7 @@ class FakeProcess:
         self.pid = pid
         self.listener = listener
         self.loaded: dict[int, str] = {}
+        self.hung = asyncio.Event()
         self._link = FakeLink(self)
         self._ending = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -257,7 +262,7 @@ class Farm:
         self._budget_bytes = budget_bytes
         self._pids = itertools.count(100)
 
-    async def launch(self, spec: WorkerSpec, epoch: int, listener: LinkListener) -> WorkerProcess:
+    async def launch(self, spec: WorkerSpec, worker: int, epoch: int, listener: LinkListener) -> WorkerProcess:
         """See ``Launch``."""
         if not self.may_start:
             raise OSError("no more processes")
@@ -452,7 +457,13 @@ class Bed:
 
 
 def settings_of(workers: int, slots: int, **changes: Any) -> MeshSettings:
-    defaults = {"load_timeout_s": 60.0, "load_concurrency": workers + 1, "max_queue": 1000, "max_queued_bytes": 10_000}
+    defaults = {
+        "load_timeout_s": 60.0,
+        "load_concurrency": workers + 1,
+        "max_queue": 1000,
+        "max_queued_bytes": 10_000,
+        "max_answer_bytes": 10_000,
+    }
     return MeshSettings(WorkerSpec("cpu", "cpu", slots, 1), workers=workers, **{**defaults, **changes})
 
 

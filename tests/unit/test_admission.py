@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.core.errors import ResourceExhausted
-from roost.router.admission import ByteBudget
+from roost.router.admission import AnswerMemory, ByteBudget
 
 MIB = 1 << 20
 
@@ -59,4 +59,28 @@ def test_never_over_the_limit_and_empty_at_the_end(limit: int, sizes: list[int])
         assert budget.used_bytes == sum(held) <= limit
     for size in held:
         budget.release(size)
+    assert budget.used_bytes == 0
+
+
+def test_what_is_more_than_the_whole_budget_is_refused_for_good() -> None:
+    budget = ByteBudget(MIB, "answers")
+    with pytest.raises(ResourceExhausted, match="2 MiB is more than the 1 MiB for all answers") as caught:
+        budget.acquire(2 * MIB)
+    assert caught.value.retry_after_s is None
+
+
+def test_answer_memory_is_charged_until_the_last_view_is_gone() -> None:
+    budget = ByteBudget(MIB)
+    memory = AnswerMemory(1000, budget)
+    view = memoryview(memory)[10:20]
+    del memory
+    assert budget.used_bytes == 1000
+    del view
+    assert budget.used_bytes == 0
+
+
+def test_refused_answer_memory_gives_nothing_back() -> None:
+    budget = ByteBudget(100)
+    with pytest.raises(ResourceExhausted):
+        AnswerMemory(1000, budget)
     assert budget.used_bytes == 0

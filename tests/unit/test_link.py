@@ -26,7 +26,10 @@ from roost.core.frames import (
     response_frame,
     unpack_header,
 )
+from roost.router.admission import ByteBudget
 from roost.router.link import READ_BUFFER_BYTES, Link, LinkLost, WorkerLink
+
+from tests.virtual_time import virtual
 
 
 class FakeTransport(asyncio.Transport):
@@ -67,6 +70,7 @@ class Recorder:
         self.said: list[tuple[Any, ...]] = []
         self.views: list[tuple[memoryview, bytes]] = []
         self.lost = 0
+        self.answers = ByteBudget(100 << 20, "answers")
 
     def on_hello(self, hello: dict[str, Any]) -> None:
         self.said.append(("hello", hello))
@@ -301,3 +305,53 @@ def test_runs_are_written_whole_and_numbers_are_never_used_twice() -> None:
     assert (run.instance, run.deadline_ns, run.outputs, dict(run.parameters)) == (4, 5, ["y"], {"p": 1})
     assert isinstance(run.inputs[0].data, memoryview)
     assert bytes(run.inputs[0].data) == data
+
+
+def _answer(run: int, size_bytes: int) -> bytes:
+    tensor = WireTensor("y", "UINT8", (size_bytes,), bytes(size_bytes))
+    return b"".join(bytes(part) for part in response_frame(run, Response([tensor])))
+
+
+async def test_a_large_answer_is_charged_as_long_as_anybody_looks_at_it() -> None:
+    link, _, recorder = connected()
+    feed(link, _answer(1, 1 << 20))
+    assert recorder.answers.used_bytes > 1 << 20
+    view, _ = recorder.views.pop()
+    assert recorder.answers.used_bytes > 1 << 20
+    del view
+    assert recorder.answers.used_bytes == 0
+
+
+async def test_an_answer_over_the_budget_is_refused_and_the_link_goes_on() -> None:
+    link, _, recorder = connected()
+    recorder.answers = ByteBudget(1 << 20, "answers")
+    feed(link, _answer(1, 2 << 20) + _answer(2, 4))
+    kinds = [said[:2] for said in recorder.said]
+    assert kinds == [("error", 1), ("response", 2)]
+    assert "more than the 1 MiB" in recorder.said[0][2]
+    assert recorder.answers.used_bytes == 0
+
+
+@virtual
+async def test_a_worker_that_answers_nothing_is_hung() -> None:
+    link, transport, _ = connected()
+    async with asyncio.timeout(60):
+        await link.hung()
+    assert FrameType.PING in [header.type for header, _ in transport.frames()]
+
+
+@virtual
+async def test_a_worker_that_answers_is_not_hung() -> None:
+    link, transport, _ = connected()
+    async with asyncio.TaskGroup() as group:
+        watch = group.create_task(link.hung())
+        answered = 0
+        for _ in range(100):
+            await asyncio.sleep(1)
+            for header, _ in list(transport.frames())[answered:]:
+                answered += 1
+                if header.type is FrameType.PING:
+                    feed(link, control_frame(FrameType.PONG, header.request))
+        assert answered > 30
+        assert not watch.done()
+        watch.cancel()

@@ -680,6 +680,39 @@ async def test_what_ran_is_answered_and_what_had_not_begun_is_retried_first_and_
 
 
 @virtual
+async def test_a_worker_that_answers_nothing_is_ended_and_replaced() -> None:
+    async with bed() as on:
+        a = on.model("a", 10)
+        await on.make_resident(a)
+        pending = on.submit(a)
+        await settle()
+        on.process_of(a).hung.set()
+        await asyncio.sleep(1)
+        assert on.mesh.workers[0].epoch == 2
+        on.answer_all()
+        assert await outcome_of(pending.future) is None, "it had not begun"
+
+
+@virtual
+async def test_a_worker_that_loads_may_be_silent() -> None:
+    async with bed() as on:
+        a, b = on.model("a", 10), on.model("b", 10)
+        await on.make_resident(a)
+        on.farm.on_call = Farm.loads_held
+        pending = on.submit(b)
+        await settle()
+        on.process_of(a).hung.set()
+        await asyncio.sleep(1)
+        assert on.mesh.workers[0].epoch == 1
+        on.farm.on_call = Farm.soon
+        for call in list(on.farm.calls):
+            call.succeed()
+        await settle()
+        on.answer_all()
+        assert await outcome_of(pending.future) is None
+
+
+@virtual
 async def test_it_is_retried_once() -> None:
     async with bed() as on:
         a = on.model("a", 10)

@@ -90,7 +90,7 @@ class TestParsing:
             ('input { name: "x" reshape { } }', "reshape .*'x'.* is not supported"),
             ('output { name: "y" reshape { shape: 1 } }', "reshape .*'y'.* is not supported"),
             ("model_transaction_policy { decoupled: true }", "decoupled"),
-            ('backend: "python"', "backend 'python' is not supported"),
+            ('backend: "python"', "backend 'python' is not supported; known backends: onnxruntime$"),
             ('platform: "tensorrt_plan"', "platform 'tensorrt_plan' is not supported"),
             ("input { dims: 1 }", "an input has no name"),
             ('input { name: "x" } input { name: "x" }', "input 'x' is listed twice"),
@@ -110,6 +110,9 @@ class TestParsing:
             ),
             ("dynamic_batching { priority_queue_policy { key: 3 value { } } }", "priority_queue_policy 3"),
             ("instance_group { count: -1 }", "count is -1"),
+            ("instance_group { kind: KIND_GPU }", "instance_group: KIND_GPU asks for a GPU, which is not supported"),
+            ("instance_group { } instance_group { gpus: [0, 1] }", "instance_group: gpus asks for a GPU"),
+            ("instance_group { kind: KIND_CPU gpus: 0 }", "instance_group: gpus asks for a GPU"),
             ('default_model_filename: "../secret"', "default_model_filename"),
             ('default_model_filename: ".."', "default_model_filename"),
             ('parameters { key: "roost.pin" value { string_value: "x" } }', "'roost.pin'"),
@@ -327,7 +330,7 @@ class TestCompletion:
             parameters { key: "intra_op_thread_count" value { string_value: "2" } }
             metric_tags { key: "team" value: "vision" }
             default_model_filename: "net.onnx"
-            instance_group [ { count: 3 }, { name: "big" kind: KIND_GPU gpus: 1 } ]
+            instance_group [ { count: 3 }, { name: "big" kind: KIND_MODEL count: 2 } ]
             optimization { graph { level: 1 } input_pinned_memory { enable: false } }
             dynamic_batching { }
             """
@@ -342,9 +345,9 @@ class TestCompletion:
         assert config.metric_tags["team"] == "vision"
         assert config.default_model_filename == "net.onnx"
         assert config.output[0].label_filename == "labels.txt"
-        groups = [(group.name, group.kind, group.count, list(group.gpus)) for group in config.instance_group]
+        groups = [(group.name, group.kind, group.count) for group in config.instance_group]
         kinds = mc.ModelInstanceGroup
-        assert groups == [("m_0", kinds.KIND_CPU, 3, []), ("big", kinds.KIND_GPU, 1, [1])]
+        assert groups == [("m_0", kinds.KIND_CPU, 3), ("big", kinds.KIND_MODEL, 2)]
         assert not config.optimization.input_pinned_memory.enable
         assert config.optimization.output_pinned_memory.enable
         assert config.optimization.graph.level == 1

@@ -106,6 +106,25 @@ def test_bad_batches(asked: InferRequest, said: list[str]) -> None:
         assert part in message
 
 
+FREE = Signature((TensorSpec("x", "FP32", (-1, -1, -1)),), ())
+FLAGS = Signature((TensorSpec("x", "BOOL", (-1,)),), ())
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**31, 0), (0, 2**60, 1), (2**62, 4, 2**62)])
+def test_shapes_that_no_array_can_have_are_refused_even_without_elements(shape: tuple[int, ...]) -> None:
+    assert "too many elements" in refusal(FREE, request(Tensor("x", "FP32", shape, b"")))
+
+
+def test_shapes_without_elements_pass() -> None:
+    Contract("m", FREE, 0).check(request(Tensor("x", "FP32", (0, 1000, 0), b"")))
+
+
+def test_a_bool_is_zero_or_one() -> None:
+    Contract("m", FLAGS, 0).check(request(Tensor("x", "BOOL", (4,), b"\0\1\1\0")))
+    message = refusal(FLAGS, request(Tensor("x", "BOOL", (3,), memoryview(b"\0\2\1"))))
+    assert "input 'x' for model 'm' is BOOL" in message
+
+
 def test_batches_up_to_the_limit_pass_and_are_counted() -> None:
     contract = Contract("m", BATCHED, 8)
     for rows in (1, 8):

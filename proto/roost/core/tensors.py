@@ -145,8 +145,8 @@ def element_count(shape: Sequence[int]) -> int:
     if shape and min(shape) < 0:
         raise InvalidArgument(f"shape {list(shape)} has a negative dimension")
     count = math.prod(shape)
-    if count > MAX_ELEMENTS or (shape and max(shape) > MAX_ELEMENTS):
-        raise InvalidArgument(f"shape {list(shape)} has too many elements")
+    if count > MAX_ELEMENTS or (not count and math.prod(dim or 1 for dim in shape) > MAX_ELEMENTS):
+        raise InvalidArgument(f"shape {list(shape)} has too many elements")  # no array can have it, empty or not
     return count
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*\Z")
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*\Z")
+_MAX_CHARS = 64  # more is a mistake, and no float holds the numbers that are much longer
 _BYTE_UNITS = {
     "": 1,
     "b": 1,
@@ -32,10 +33,10 @@ def parse_bytes(text: str | int) -> int:
     """
     if isinstance(text, int):
         return text
-    match = _BYTES.match(text)
+    match = _match(text)
     unit = match.group(2).lower() if match else ""
     if match is None or unit not in _BYTE_UNITS:
-        raise ValueError(f"{text!r} is not a size: write a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")
+        raise ValueError(f"{_shown(text)} is not a size: write a number with B, KB, MB, GB, TB, KiB, MiB, GiB or TiB")
     return int(float(match.group(1)) * _BYTE_UNITS[unit])
 
 
@@ -46,12 +47,23 @@ def parse_seconds(text: str | float) -> float:
         ValueError: If the number or the unit makes no sense.
     """
     if isinstance(text, int | float):
-        return float(text)
-    match = _BYTES.match(text)
+        try:
+            return float(text)
+        except OverflowError:
+            raise ValueError("the duration is too long") from None
+    match = _match(text)
     unit = match.group(2).lower() if match else ""
     if match is None or unit not in _SECONDS:
-        raise ValueError(f"{text!r} is not a duration: write a number with us, ms, s, m or h")
+        raise ValueError(f"{_shown(text)} is not a duration: write a number with us, ms, s, m or h")
     return float(match.group(1)) * _SECONDS[unit]
+
+
+def _match(text: str) -> re.Match[str] | None:
+    return _QUANTITY.match(text) if len(text) <= _MAX_CHARS else None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + "...")
 
 
 def format_bytes(size: float) -> str:

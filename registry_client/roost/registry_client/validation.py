@@ -31,8 +31,7 @@ def check_config(config: mc.ModelConfig) -> None:
     if config.HasField("dynamic_batching"):
         _check_dynamic_batching(config.dynamic_batching, config.max_batch_size)
     for group in config.instance_group:
-        if group.count < 0:
-            raise InvalidArgument(f"instance_group: count is {group.count}; it must not be negative")
+        _check_instance_group(group)
     _check_file_name(config.default_model_filename)
 
 
@@ -93,6 +92,14 @@ def _check_version_policy(policy: mc.ModelVersionPolicy) -> None:
     wrong = [version for version in policy.specific.versions if version < 1]
     if wrong:
         raise InvalidArgument(f"version_policy: versions must be positive, not {wrong[0]}")
+
+
+def _check_instance_group(group: mc.ModelInstanceGroup) -> None:
+    if group.count < 0:
+        raise InvalidArgument(f"instance_group: count is {group.count}; it must not be negative")
+    if group.kind == mc.ModelInstanceGroup.KIND_GPU or group.gpus:
+        asked = "KIND_GPU" if group.kind == mc.ModelInstanceGroup.KIND_GPU else "gpus"
+        raise InvalidArgument(f"instance_group: {asked} asks for a GPU, which is not supported yet; models run on CPUs")
 
 
 def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: int) -> None:

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from roost.core import frames
-from roost.core.errors import Unavailable, error_of
+from roost.core.errors import ResourceExhausted, RoostError, Unavailable, error_of
 from roost.core.frames import FrameError, FrameType, Header, Run
 from roost.core.tensors import Buffer
+from roost.router.admission import AnswerMemory, ByteBudget
 
 log = logging.getLogger(__name__)
 
 READ_BUFFER_BYTES = 1 << 18
+HEARTBEAT_INTERVAL_S = 2.0
+HEARTBEAT_TIMEOUT_S = 10.0
 
 
 class LinkLost(Unavailable):
@@ -42,12 +45,17 @@ class Link(Protocol):
             LinkLost: If there is no worker any more to answer.
         """
 
+    async def hung(self) -> None:
+        """Returns when the worker has answered nothing for some time although it was asked."""
+
     def abort(self) -> None:
         """Closes the link at once, which ends the worker."""
 
 
 class LinkListener(Protocol):
     """Who is told what a worker says. Calls come on the event loop and must not raise."""
+
+    answers: ByteBudget  # what large answers are charged to
 
     def on_hello(self, hello: dict[str, Any]) -> None:
         """The worker is up."""
@@ -80,8 +88,10 @@ class WorkerLink(asyncio.BufferedProtocol):
         self._buffer = bytearray(READ_BUFFER_BYTES)
         self._filled = 0
         self._header: Header | None = None  # of the large payload that is being read
-        self._payload = bytearray()
+        self._payload: bytearray | None = None  # None while one is read that there is no memory for
         self._payload_filled = 0
+        self._refusal: RoostError | None = None
+        self._reads = 0
 
     def next_number(self) -> int:
         """A number for a new request, unique on this link."""
@@ -114,6 +124,20 @@ class WorkerLink(asyncio.BufferedProtocol):
             if self._calls.pop(number, None) is not None and future.cancelled():
                 self.send_cancel(number)
 
+    async def hung(self) -> None:
+        """Returns when the worker has sent nothing for ``HEARTBEAT_TIMEOUT_S`` although it was asked to."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_INTERVAL_S)
+            reads = self._reads
+            try:
+                async with asyncio.timeout(HEARTBEAT_TIMEOUT_S):
+                    await self.call(FrameType.PING, {})
+            except TimeoutError:
+                if reads == self._reads:  # else it is busy sending a large answer
+                    return
+            except LinkLost:
+                return
+
     def abort(self) -> None:
         """Closes the link at once, which ends the worker."""
         if self._transport is not None:
@@ -137,19 +161,20 @@ class WorkerLink(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See ``asyncio.BufferedProtocol``."""
-        if self._header is not None:
-            return memoryview(self._payload)[self._payload_filled :]
-        return memoryview(self._buffer)[self._filled :]
+        if self._header is None:
+            return memoryview(self._buffer)[self._filled :]
+        if self._payload is None:
+            return memoryview(self._buffer)[: self._header.length - self._payload_filled]
+        return memoryview(self._payload)[self._payload_filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See ``asyncio.BufferedProtocol``."""
+        self._reads += 1
         try:
             if self._header is not None:
                 self._payload_filled += nbytes
                 if self._payload_filled == self._header.length:
-                    header, payload = self._header, self._payload
-                    self._header, self._payload = None, bytearray()
-                    self._dispatch(header, payload)
+                    self._end_large(self._header)
                 return
             self._filled += nbytes
             self._take_frames()
@@ -181,9 +206,22 @@ class WorkerLink(asyncio.BufferedProtocol):
 
     def _begin_large(self, header: Header, beginning: memoryview) -> None:
         self._header = header
-        self._payload = bytearray(header.length)
-        self._payload[: len(beginning)] = beginning
         self._payload_filled = len(beginning)
+        try:
+            self._payload = AnswerMemory(header.length, self._listener.answers)
+        except ResourceExhausted as error:
+            self._refusal = error  # it is read all the same, into nothing, as what comes behind it is wanted
+            return
+        self._payload[: len(beginning)] = beginning
+
+    def _end_large(self, header: Header) -> None:
+        payload, self._payload = self._payload, None
+        refusal, self._refusal = self._refusal, None
+        self._header = None
+        if refusal is not None:
+            self._on_error(header.request, refusal)
+        elif payload is not None:
+            self._dispatch(header, payload)
 
     def _dispatch(self, header: Header, payload: Buffer) -> None:
         match header.type:
@@ -191,7 +229,7 @@ class WorkerLink(asyncio.BufferedProtocol):
                 self._listener.on_response(header.request, frames.parse_response(payload))
             case FrameType.STARTED:
                 self._listener.on_started(header.request)
-            case FrameType.STATUS:
+            case FrameType.STATUS | FrameType.PONG:
                 future = self._calls.get(header.request)
                 if future is not None and not future.done():
                     future.set_result(frames.parse_control(payload))

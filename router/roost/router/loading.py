@@ -202,12 +202,12 @@ class Loader:
         by_id = {i: instance for worker in self._workers for i, instance in worker.instances.items()}
         for number in idle:
             instance = by_id[number]
-            log.info("evicting %s: least recently used", instance.revision.key)
+            log.debug("evicting %s: least recently used", instance.revision.key)
             self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
             self.evict(instance)
         for number in busy:
             instance = by_id[number]
-            log.info("draining %s: others wait for its memory", instance.revision.key)
+            log.debug("draining %s: others wait for its memory", instance.revision.key)
             self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
             instance.advance(InstanceEvent.DRAIN)
             self._ledger.leaving(number)
@@ -329,7 +329,7 @@ class Loader:
         if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
             revision.failure = None
             self._catalog.loaded(revision)
-        log.info(
+        log.debug(
             "loaded %s on worker %d in %.0f ms (%s accounted)",
             revision.key,
             instance.worker.id,

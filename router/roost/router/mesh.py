@@ -17,6 +17,7 @@ from roost.core.errors import Cancelled, DeadlineExceeded, ResourceExhausted, Ro
 from roost.core.frames import Response, Run, WireTensor
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Tensor
+from roost.router.admission import ByteBudget
 from roost.router.batching import Dispatch, plan
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, next_failure
@@ -45,6 +46,7 @@ class MeshSettings:
         load_concurrency: How many instances are created at once.
         max_queue: Requests that may wait for one revision.
         max_queued_bytes: Bytes of input tensors that may wait in all queues together.
+        max_answer_bytes: Bytes that large answers may hold together until their clients have read them.
     """
 
     spec: WorkerSpec
@@ -53,6 +55,7 @@ class MeshSettings:
     load_concurrency: int
     max_queue: int
     max_queued_bytes: int
+    max_answer_bytes: int
 
 
 class Mesh:
@@ -73,7 +76,8 @@ class Mesh:
         self._catalog = catalog
         self._stats = stats
         self._group = group
-        self.workers = [Worker(number, settings.spec, self, launch) for number in range(settings.workers)]
+        answers = ByteBudget(settings.max_answer_bytes, "answers that clients have not read yet")
+        self.workers = [Worker(number, settings.spec, self, launch, answers) for number in range(settings.workers)]
         self.loader = Loader(
             ledger,
             self.workers,

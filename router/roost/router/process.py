@@ -30,6 +30,8 @@ class WorkerSpec:
         slots: How many batches it runs at once.
         threads: How many threads one batch may use: its share of the CPUs.
         enable_dummy: Whether it has the runtime for tests.
+        log_level: The least severe level of its log.
+        log_format: How its log lines look: ``human`` or ``json``.
     """
 
     kind: str
@@ -37,6 +39,8 @@ class WorkerSpec:
     slots: int
     threads: int
     enable_dummy: bool = False
+    log_level: str = "info"
+    log_format: str = "human"
 
 
 class WorkerProcess(Protocol):
@@ -57,8 +61,8 @@ class WorkerProcess(Protocol):
         """Waits for its end and returns its exit code, or ``-signal``."""
 
 
-Launch: TypeAlias = Callable[[WorkerSpec, int, LinkListener], Awaitable[WorkerProcess]]
-"""Starts a process of a spec and epoch whose link tells the listener; OSError if that is not possible."""
+Launch: TypeAlias = Callable[[WorkerSpec, int, int, LinkListener], Awaitable[WorkerProcess]]
+"""Starts a process of a spec, for the worker of that id and in that epoch, whose link tells the listener; OSError if that is not possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class _Launched:
         return await self.process.wait()
 
 
-async def launch(spec: WorkerSpec, epoch: int, listener: LinkListener) -> WorkerProcess:
+async def launch(spec: WorkerSpec, worker: int, epoch: int, listener: LinkListener) -> WorkerProcess:
     """Starts a child process; see ``Launch``.
 
     Raises:
@@ -93,7 +97,7 @@ async def launch(spec: WorkerSpec, epoch: int, listener: LinkListener) -> Worker
         _, link = await loop.create_unix_connection(lambda: WorkerLink(listener), sock=ours)
         try:
             process = await asyncio.create_subprocess_exec(
-                *_command(spec, epoch, theirs.fileno()),
+                *_command(spec, worker, epoch, theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 env=_environment(spec, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -104,11 +108,12 @@ async def launch(spec: WorkerSpec, epoch: int, listener: LinkListener) -> Worker
     return _Launched(process, link)
 
 
-def _command(spec: WorkerSpec, epoch: int, descriptor: int) -> list[str]:
+def _command(spec: WorkerSpec, worker: int, epoch: int, descriptor: int) -> list[str]:
     # -P: a module that lies in the working directory must not stand in for one of ours.
     command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(descriptor)]
-    command += ["--kind", spec.kind, "--epoch", str(epoch)]
+    command += ["--id", str(worker), "--kind", spec.kind, "--epoch", str(epoch)]
     command += ["--slots", str(spec.slots), "--threads", str(spec.threads)]
+    command += ["--log-level", spec.log_level, "--log-format", spec.log_format]
     return [*command, "--enable-dummy"] if spec.enable_dummy else command
 
 

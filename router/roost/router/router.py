@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from roost.core.errors import DeadlineExceeded, FailedPrecondition, RoostError
 from roost.core.metadata import IndexEntry, ModelMetadata
+from roost.core.names import version_order
 from roost.core.requests import InferRequest, InferResponse
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.model_config import complete_config
@@ -103,7 +104,7 @@ class Router:
         config = found.revision.description.config
         backend = found.revision.description.backend
         platform = config.platform or ("onnxruntime_onnx" if backend == "onnxruntime" else backend)
-        versions = (found.revision.key.version,) if version else tuple(sorted(ready, key=int))
+        versions = (found.revision.key.version,) if version else tuple(sorted(ready, key=version_order))
         signature = contract.signature
         return ModelMetadata(name, versions, platform, signature.inputs, signature.outputs)
 
@@ -196,6 +197,8 @@ class Router:
     async def _described(self, name: str, version: str) -> tuple[Version, Contract]:
         found = await self._catalog.version(*self._traffic.resolve_main(name, version))
         revision = found.revision
+        if revision.failure is not None:
+            await self._mesh.loader.check(revision)
         if revision.contract is None:
             await self._recall(revision)
         if revision.contract is None:
@@ -288,6 +291,8 @@ async def router(
             mesh = Mesh(settings, ledger, catalog, stats, group)
             try:
                 await catalog.scan()
+                for name in sorted(traffic.models() - set(catalog.names())):
+                    log.warning("a route leads to model '%s', which is in no repository", name)
                 await mesh.start()
                 yield Router(catalog, mesh, ledger, traffic, stats)
             finally:

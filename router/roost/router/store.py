@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+COMPLAIN_EVERY_S = 60.0
 RECENT_FILES = 4096
 RECENT_SIGNATURES = 1024
 
@@ -71,7 +73,7 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._digests: LRUCache[str, tuple[int, int, int, str]] = LRUCache(RECENT_FILES)
         self._signatures: LRUCache[tuple[str, str], Signature] = LRUCache(RECENT_SIGNATURES)
-        self._failed = False
+        self._silent_until = 0.0
         self._connection = self._open(path)
 
     def _open(self, path: Path) -> sqlite3.Connection:
@@ -170,9 +172,9 @@ class SqliteStore:
             with self._lock:
                 result = call(self._connection)
         except sqlite3.Error as error:
-            if not self._failed:
+            now = time.monotonic()
+            if now >= self._silent_until:
                 log.error("the store fails (%s): serving goes on without it", error)
-            self._failed = True
+                self._silent_until = now + COMPLAIN_EVERY_S
             return None
-        self._failed = False
         return result

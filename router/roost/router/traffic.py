@@ -58,6 +58,10 @@ class Traffic:
     def __init__(self, routes: Mapping[str, Route] | None = None) -> None:
         self.routes = dict(routes or {})
 
+    def models(self) -> set[str]:
+        """The names of all models that routes lead to."""
+        return {target.model for route in self.routes.values() for target in route.targets}
+
     def resolve(self, name: str, version: str, draw: float) -> tuple[str, str]:
         """Says which model and version a request goes to; names that are no route pass through.
 

@@ -136,6 +136,11 @@ class Contract:
                     f"input byte size mismatch for input '{tensor.name}' for model '{self.model}'. "
                     f"Expected {count * itemsize}, got {size}"
                 )
+            if tensor.datatype == "BOOL" and bytes(tensor.data).translate(None, b"\0\1"):
+                raise InvalidArgument(
+                    f"input '{tensor.name}' for model '{self.model}' is BOOL, expected bytes that are 0 or 1, "
+                    "got others"
+                )
             return
         try:
             found = len(unpack_bytes(tensor.data, count))

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from roost.core.frames import Response
+from roost.router.admission import ByteBudget
 from roost.router.link import Link
 from roost.router.process import Launch, WorkerProcess, WorkerSpec
 from roost.router.revision import Instance, Pending, Revision
+from roost.router.states import InstanceState
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Worker:
         spec: How its processes are started.
         events: Who is told.
         launch: Starts them.
+        answers: What large answers are charged to.
         instances: What is loaded on the present process, by id.
         runs: Requests under way, by run number.
         waiting: Revisions that have requests and an instance here, but found no free slot: first come first served.
@@ -64,6 +67,7 @@ class Worker:
     spec: WorkerSpec
     events: WorkerEvents
     launch: Launch
+    answers: ByteBudget
     epoch: int = 0
     pid: int = 0
     restarts: int = 0
@@ -122,7 +126,7 @@ class Worker:
         self.state = "starting"
         self._lost.clear()
         hello = self._hello = asyncio.get_running_loop().create_future()
-        self._process = await self.launch(self.spec, self.epoch, self)
+        self._process = await self.launch(self.spec, self.id, self.epoch, self)
         self.pid, self.link = self._process.pid, self._process.link
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -135,7 +139,19 @@ class Worker:
             return
         self.state = "up"
         self.events.worker_up(self)
-        await self._lost.wait()
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch(self._process.link))
+            await self._lost.wait()
+            watch.cancel()
+
+    async def _watch(self, link: Link) -> None:
+        """Ends a process that does not answer, unless it loads: that may keep it busy, and has a timeout of its own."""
+        while True:
+            await link.hung()
+            if not any(instance.state is InstanceState.LOADING for instance in self.instances.values()):
+                break
+        log.error("worker %d does not answer: it is ended", self.id)
+        self.kill()
 
     async def _end(self) -> None:
         """Makes sure that the process has ended and everybody who waits for it knows."""

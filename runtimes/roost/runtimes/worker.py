@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole process group, but only the server acts
         signal.signal(number, signal.SIG_IGN)
     arguments = _parse(argv)
-    logging.basicConfig(level=logging.INFO, format=f"%(levelname)s worker {arguments.epoch}: %(name)s: %(message)s")
+    _configure_logging(arguments)
     status = 1
     try:
         _serve(arguments)
@@ -41,12 +43,35 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="roost-worker", description="A worker process; the router starts it.")
     parser.add_argument("--link-fd", type=int, required=True, help="inherited descriptor of the link's socket")
+    parser.add_argument("--id", type=int, required=True, help="number of the worker, which its log lines carry")
     parser.add_argument("--kind", required=True, help="kind of worker, reported back")
     parser.add_argument("--epoch", type=int, required=True, help="number of this worker process, reported back")
     parser.add_argument("--slots", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads that one run may use")
+    parser.add_argument("--log-level", default="info", help="least severe level of its log")
+    parser.add_argument("--log-format", default="human", help="how log lines look: human or json")
     parser.add_argument("--enable-dummy", action="store_true", help="offer the dummy runtime, for tests")
     return parser.parse_args(argv)
+
+
+def _configure_logging(arguments: argparse.Namespace) -> None:
+    from roost.core.logs import configure_logging
+
+    configure_logging(arguments.log_level, arguments.log_format, fields={"worker": arguments.id})
+    # What else Python would write to stderr by itself, in lines that are none of the log's.
+    threading.excepthook = _log_thread_end
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_thread_end(end: threading.ExceptHookArgs) -> None:
+    name = end.thread.name if end.thread is not None else "unknown"
+    error = end.exc_value or end.exc_type()
+    _log.error("thread %s ended unexpectedly", name, exc_info=error)
+
+
+def _log_unraisable(failure: sys.UnraisableHookArgs) -> None:
+    # The object is not shown: it may be a tensor.
+    _log.error(failure.err_msg or "an exception was ignored", exc_info=failure.exc_value)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -56,11 +81,11 @@ def _serve(arguments: argparse.Namespace) -> None:
     _die_with_parent()
 
     from roost.core.frames import FrameError, FrameType, control_frame
-    from roost.runtimes.adapters import import_runtimes
+    from roost.runtimes.adapters import import_runtimes, runtime_names
     from roost.runtimes.executor import Executor
     from roost.runtimes.link import Link
 
-    runtimes = import_runtimes(["onnxruntime", *(["dummy"] if arguments.enable_dummy else [])])
+    runtimes = import_runtimes(runtime_names(arguments.enable_dummy))
     link = Link(sock)
     executor = Executor(link, runtimes, arguments.slots, arguments.threads)
     # What the imports made stays for good; collections need not look at it.

@@ -22,6 +22,7 @@ from roost.server.machine import Machine, read_machine
 from roost.server.settings import Settings
 
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
+_DEFAULT_ANSWER_BUDGET_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class ServeConfig:
     max_body_bytes: int
     grpc_max_message_bytes: int
     body_budget_bytes: int
+    answer_budget_bytes: int
     max_queue: int
     max_queued_bytes: int
     log_level: str
@@ -185,6 +187,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         max_body_bytes=settings.max_body,
         grpc_max_message_bytes=settings.grpc_max_message_size,
         body_budget_bytes=body_budget,
+        answer_budget_bytes=settings.answer_budget or min(_DEFAULT_ANSWER_BUDGET_BYTES, machine.memory_bytes // 8),
         max_queue=settings.max_queue,
         max_queued_bytes=settings.max_queued_bytes or max(largest, body_budget // 2),
         log_level=settings.log_level,
@@ -231,6 +234,7 @@ def effective_yaml(config: ServeConfig) -> str:
         "max_body": _size(config.max_body_bytes),
         "grpc_max_message_size": _size(config.grpc_max_message_bytes),
         "body_budget": _size(config.body_budget_bytes),
+        "answer_budget": _size(config.answer_budget_bytes),
         "max_queue": config.max_queue,
         "max_queued_bytes": _size(config.max_queued_bytes),
         "log_level": config.log_level,

@@ -140,7 +140,9 @@ class InferenceService:
         request = codec.decode_infer(
             raw, arrived, timeout_s, caller=context.peer(), traceparent=_header(context, "traceparent")
         )
-        return codec.encode_response(await self._data_plane.infer(request))
+        response = await self._data_plane.infer(request)
+        context.add_done_callback(lambda _, kept=response: None)  # its memory stays charged until it was sent
+        return codec.encode_response(response)
 
     async def _repository_index(self, raw: bytes, _context: Any, _arrived: float) -> bytes:
         request = codec.parse_message(pb.RepositoryIndexRequest, raw)

@@ -34,6 +34,7 @@ from roost.router.process import WorkerSpec
 from roost.router.router import Router, router
 from roost.router.store import SqliteStore
 from roost.router.traffic import Traffic, load_routes
+from roost.runtimes.adapters import installed_runtimes, runtime_names
 from roost.runtimes.memory import private_bytes
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError
@@ -64,6 +65,8 @@ def serve(config: ServeConfig) -> int:
         ConfigError: If something is wrong with what it was given; nothing was started then.
     """
     configure_logging(config.log_level, config.log_format)
+    if not installed_runtimes(runtime_names(config.enable_dummy)):
+        raise ConfigError("no runtime is installed: pip install 'roost[onnx]'")
     _raise_file_limit()
     try:
         traffic = load_routes(config.routes_file) if config.routes_file is not None else Traffic()
@@ -188,12 +191,21 @@ def _mesh_settings(config: ServeConfig) -> MeshSettings:
     # One CPU is the front end's, where there is more than one.
     threads = max(1, (config.machine.cpus - 1) // config.workers)
     return MeshSettings(
-        WorkerSpec("cpu", "cpu", max(WORKER_SLOTS, threads), threads, enable_dummy=config.enable_dummy),
+        WorkerSpec(
+            "cpu",
+            "cpu",
+            max(WORKER_SLOTS, threads),
+            threads,
+            enable_dummy=config.enable_dummy,
+            log_level=config.log_level,
+            log_format=config.log_format,
+        ),
         workers=config.workers,
         load_timeout_s=config.load_timeout_s,
         load_concurrency=config.workers + 1,
         max_queue=config.max_queue,
         max_queued_bytes=config.max_queued_bytes,
+        max_answer_bytes=config.answer_budget_bytes,
     )
 
 

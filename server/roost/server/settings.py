@@ -184,6 +184,13 @@ class Settings(BaseSettings):
         "before they are read.",
         shown_default="an eighth of the memory, at most 512MiB, but never less than the largest request",
     )
+    answer_budget: AutoSize = _setting(
+        None,
+        LIMITS,
+        "SIZE",
+        "Memory that large answers may take together until their clients have read them. Answers over it are refused.",
+        shown_default="an eighth of the memory, at most 1GiB",
+    )
     max_queue: Count = _setting(
         1000, LIMITS, "N", "Number of requests that may wait for one version of a model. More are refused at once."
     )
