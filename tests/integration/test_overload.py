@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 from roost.core.errors import Code
+from roost.core.tensors import from_array, to_array
 
 from tests.clients import PROBE_OUTPUTS, TRANSPORTS, CallFailed, GrpcClient, connect, four, number
-from tests.models import write_dummy
+from tests.models import write_dummy, write_identity
 from tests.server import HOST, RoostServer, eventually, started
 
 SLOTS = 4
@@ -42,6 +44,21 @@ async def test_who_leaves_the_queue_costs_no_run(tmp_path: Path, repository: Pat
             assert number(await client.infer("a", four()), "count") == SLOTS + 1
         assert server.metric("roost_requests_total", model="a", code="CANCELLED") == 10 + SLOTS
         assert server.status()["body_bytes"] == 0
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_answers_have_a_budget_too(tmp_path: Path, repository: Path, transport: str) -> None:
+    write_identity(repository / "echo" / "1" / "model.onnx", "FP32")
+    small, large = np.ones((1, 1 << 17), np.float32), np.ones((1, 1 << 20), np.float32)
+    with started(repository, tmp_path / "run", "--workers", "1", "--answer-budget", "2MiB") as server:
+        async with connect(server, transport) as client:
+            with pytest.raises(CallFailed) as error:
+                await client.infer("echo", [from_array("INPUT0", "FP32", large)])
+            assert error.value.means(Code.RESOURCE_EXHAUSTED)
+            assert "answers" in str(error.value)
+            for _ in range(20):  # what was answered is given back
+                answer = await client.infer("echo", [from_array("INPUT0", "FP32", small)])
+                assert to_array(answer.outputs[0]).sum() == small.size
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

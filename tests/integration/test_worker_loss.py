@@ -64,6 +64,16 @@ async def test_only_what_a_killed_worker_was_running_fails(
         assert server.metric("roost_queued_requests") == 0
 
 
+async def test_a_worker_that_hangs_is_noticed_and_replaced(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy", outputs=PROBE_OUTPUTS)
+    with started(repository, tmp_path / "run", "--workers", "1") as server:
+        async with connect(server, "rest") as client:
+            before = number(await client.infer("a", four()), "pid")
+            os.kill(before, signal.SIGSTOP)
+            assert number(await client.infer("a", four()), "pid") != before  # not begun with, so it was sent again
+        assert "does not answer" in server.log
+
+
 async def test_a_worker_killed_while_it_loads(tmp_path: Path, repository: Path) -> None:
     write_dummy(repository / "slow" / "1" / "model.dummy", load_s=0.5)
     with started(repository, tmp_path / "run", "--workers", "1") as server:

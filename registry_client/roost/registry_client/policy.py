@@ -68,11 +68,8 @@ class ModelPolicy:
 
 def _read_memory(text: str) -> int:
     try:
-        size = parse_bytes(text if len(text) <= 64 else "")
-    except OverflowError:
-        size = _MAX_MEMORY_BYTES + 1
+        size = parse_bytes(text)
     except ValueError:
-        # The text is repeated in full by parse_bytes; it may be long.
         raise ValueError(f"'{_shown(text)}' is not a size such as 512MiB or 4096") from None
     if not 0 < size <= _MAX_MEMORY_BYTES:
         raise ValueError(f"'{_shown(text)}' is not between 1 byte and 1024 TiB")

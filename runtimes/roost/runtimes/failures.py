@@ -15,6 +15,11 @@ _log = logging.getLogger(__name__)
 _MAX_REASON_CHARS = 1000
 _ABSOLUTE_PATH = re.compile(r"""(?<![\w.])/[^\s"'<>|:,;()\[\]]+""")
 _BUILD_ROOT = "onnxruntime_src"
+_LOCATION = re.compile(r"(?<![\w+-])(?P<folders>/(?:[\w.+-]+/)*)?[\w+-]+\.(?:cc|cpp|cu|cuh|h|hpp):\d+\s+")
+_FUNCTION_NAME = re.compile(r"(?:[\w~]+::)*(?:operator\(\)|~?\w+)\s+")
+_SIGNATURE_END = re.compile(r"(?:\s*(?:const|noexcept|&&?)(?![\w:]))*\s*")
+_TEMPLATE_ARGUMENTS = re.compile(r"\[(?:with )?\w+ = [^\]]*\]\s*")
+_CONDITION = re.compile(r".{1,300}? was (?:false|true)\. (?=\S)")
 
 
 def failure_frame(request: int, error: BaseException, what: str) -> bytes:
@@ -45,6 +50,50 @@ def without_paths(text: str, root: str) -> str:
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(/|(?![\w.-]))", "", text)
     text = " ".join(_ABSOLUTE_PATH.sub(_shorten, text).split())
     return text if len(text) <= _MAX_REASON_CHARS else text[:_MAX_REASON_CHARS] + "..."
+
+
+def without_source(text: str) -> str:
+    """A message without the places in C++ sources that runtimes put before it, and the checks that failed there.
+
+    ``.../safeint.h:17 static void f<T>::g() Integer overflow`` becomes ``Integer overflow``. With a whole path comes
+    the function's whole signature, with a bare file name only the function's name.
+    """
+    parts, position = [], 0
+    while location := _LOCATION.search(text, position):
+        parts.append(text[position : location.start()])
+        position = _after_function(text, location.end(), is_signature=location["folders"] is not None)
+        if condition := _CONDITION.match(text, position):
+            position = condition.end()
+    return " ".join([*parts, text[position:]]) if parts else text
+
+
+def _after_function(text: str, start: int, *, is_signature: bool) -> int:
+    """Where the message begins behind a function that may begin at ``start``."""
+    if not is_signature:
+        name = _FUNCTION_NAME.match(text, start)
+        return name.end() if name else start
+    end = _parameters_end(text, start)
+    for pattern in (_SIGNATURE_END, _TEMPLATE_ARGUMENTS):
+        if found := pattern.match(text, end):
+            end = found.end()
+    return end
+
+
+def _parameters_end(text: str, start: int) -> int:
+    """Where the parameter list of a signature ends; ``start`` if there is none."""
+    depth = 0
+    for index in range(start, len(text)):
+        char = text[index]
+        if char in "<([{":
+            depth += 1
+        elif char in ")]}" or (char == ">" and text[index - 1] != "-"):
+            depth -= 1
+        # Parentheses are also part of names: (anonymous namespace)::f(int), f(int)::<lambda()>, operator()(int).
+        if char == ")" and depth == 0 and not text.startswith(("::", "(", " const::"), index + 1):
+            return index + 1
+        if depth < 0:
+            break
+    return start
 
 
 def _shorten(match: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError, Unimplemented
 from roost.core.tensors import Signature, Tensor, TensorSpec, from_array, to_array
-from roost.runtimes.failures import without_paths
+from roost.runtimes.failures import without_paths, without_source
 from roost.runtimes.memory import trim_memory
 from roost.runtimes.protocol import LoadSpec, RunHandle
 
@@ -62,7 +62,9 @@ _ARTIFACT_ERRORS = (
 )
 _CODE_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
-_SHAPES = re.compile(r"broadcast|dimension|shape|rank|out of (data )?bounds|cannot be reshaped", re.IGNORECASE)
+_SHAPES = re.compile(
+    r"broadcast|dimension|shape|rank|\baxis\b|out of (data )?bounds|cannot be reshaped|integer overflow", re.IGNORECASE
+)
 
 
 class OnnxRuntime:
@@ -243,4 +245,4 @@ def _load_error(error: Exception, spec: LoadSpec) -> RoostError:
 
 
 def _reason(error: Exception, root: str) -> str:
-    return without_paths(_CODE_PREFIX.sub("", str(error)), root)
+    return without_paths(_CODE_PREFIX.sub("", without_source(str(error))), root)

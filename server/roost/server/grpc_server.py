@@ -141,7 +141,8 @@ class InferenceService:
             raw, arrived, timeout_s, caller=context.peer(), traceparent=_header(context, "traceparent")
         )
         response = await self._data_plane.infer(request)
-        context.add_done_callback(lambda _, kept=response: None)  # its memory stays charged until it was sent
+        kept = [response]  # its memory stays charged until it was sent
+        context.add_done_callback(lambda _: kept.clear())
         return codec.encode_response(response)
 
     async def _repository_index(self, raw: bytes, _context: Any, _arrived: float) -> bytes:

@@ -1,9 +1,13 @@
-"""JSON and tensors: documents in, element lists to bytes, bytes to element lists. No I/O."""
+"""JSON and tensors: documents in, element lists to bytes, bytes to JSON. No I/O.
+
+Long lists are gone through in slices, since one call into C that takes seconds would stop all other threads as long:
+the interpreter lets them run between calls only.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,6 +18,11 @@ from roost.core.errors import InvalidArgument
 from roost.core.tensors import DATATYPES, MAX_RANK, Buffer, DataType, Tensor, pack_bytes, to_array, unpack_bytes
 
 MAX_DEPTH = 100
+# About a millisecond of work, and so much that slicing costs nothing.
+SLICE_ELEMENTS = 32 * 1024
+_SLOW_BYTES = 256 * 1024
+_INT64_MIN = -(2**63)
+_UINT64_MAX = 2**64 - 1
 _FLOAT_KINDS = {int, float}
 _KIND_NAMES: Mapping[type, str] = {
     dict: "an object",
@@ -51,12 +60,36 @@ def parse_json(data: Buffer) -> Any:
     if b"NaN" not in raw and b"Infinity" not in raw:
         raise InvalidArgument(f"failed to parse the request JSON buffer: {reason}")
     try:
-        document = json.loads(raw.decode())
-        # The slow parser lets through what the fast one refuses: lone surrogates, integers beyond 64 bits.
-        orjson.dumps(document)
+        return _parse_slowly(raw)
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
+
+
+def _parse_slowly(raw: bytes) -> Any:
+    """Parses with the standard library, which knows NaN; refuses what it lets through and the fast parser does not.
+
+    That is lone surrogates, which only escapes can bring about, and integers beyond 64 bits.
+    """
+    if len(raw) <= _SLOW_BYTES:
+        document = json.loads(raw.decode())
+        orjson.dumps(document)
+        return document
+    # Functions in Python, because other threads can run whenever one is called.
+    document = json.loads(raw.decode(), parse_int=_parse_integer, parse_float=_parse_float)
+    if b"\\u" in raw:
+        orjson.dumps(document)
     return document
+
+
+def _parse_integer(text: str) -> int:
+    value = int(text)
+    if not _INT64_MIN <= value <= _UINT64_MAX:
+        raise ValueError("Integer exceeds 64-bit range")
+    return value
+
+
+def _parse_float(text: str) -> float:
+    return float(text)
 
 
 def check_depth(value: object, depth: int) -> None:
@@ -70,8 +103,20 @@ def check_depth(value: object, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise InvalidArgument(f"the request JSON is nested deeper than {MAX_DEPTH} levels")
         containers = [item for item in level if type(item) is list or type(item) is dict]
-        level = list(chain.from_iterable(item.values() if type(item) is dict else item for item in containers))
+        level = []
+        for item in containers:
+            for piece in slices(list(item.values()) if type(item) is dict else item):
+                level += piece
         depth += 1
+
+
+def slices(elements: list[Any]) -> Iterator[list[Any]]:
+    """A list in slices that C code goes through in about a millisecond; a short one as it is."""
+    if len(elements) <= SLICE_ELEMENTS:
+        yield elements
+        return
+    for start in range(0, len(elements), SLICE_ELEMENTS):
+        yield elements[start : start + SLICE_ELEMENTS]
 
 
 def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: int, data: object) -> Buffer:
@@ -101,7 +146,7 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
         return _pack_strings(name, elements, kinds)
     if datatype.name == "BOOL":
         _check_kinds(name, datatype, elements, kinds, {bool}, "booleans")
-        array: npt.NDArray[Any] = np.array(elements, dtype=np.bool_)
+        array = _to_array(elements, np.dtype(np.bool_))
     elif datatype.name == "BF16" or datatype.dtype.kind == "f":
         _check_kinds(name, datatype, elements, kinds, _FLOAT_KINDS, "numbers")
         array = _floats(name, datatype, elements)
@@ -113,7 +158,7 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
 
 def _flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
     """The elements of an evenly nested array, and their types."""
-    kinds = set(map(type, data))
+    kinds = _kinds(data)
     depth = 1
     while list in kinds:
         depth += 1
@@ -121,11 +166,37 @@ def _flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
             raise InvalidArgument(f"unable to parse 'data' of input '{name}': nested deeper than {MAX_RANK} levels")
         if len(kinds) > 1:
             raise InvalidArgument(f"unable to parse 'data' of input '{name}': arrays and elements on the same level")
-        if len(set(map(len, data))) > 1:
+        lengths: set[int] = set()
+        for piece in slices(data):
+            lengths.update(map(len, piece))
+        if len(lengths) > 1:
             raise InvalidArgument(f"unable to parse 'data' of input '{name}': arrays of unequal length")
-        data = list(chain.from_iterable(data))
-        kinds = set(map(type, data))
+        data = _join(data, lengths.pop())
+        kinds = _kinds(data)
     return data, kinds
+
+
+def _kinds(elements: list[Any]) -> set[type]:
+    kinds: set[type] = set()
+    for piece in slices(elements):
+        kinds.update(map(type, piece))
+    return kinds
+
+
+def _join(arrays: list[list[Any]], length: int) -> list[Any]:
+    """The elements of arrays of one length."""
+    if len(arrays) == 1:
+        return arrays[0]
+    joined: list[Any] = []
+    if length > SLICE_ELEMENTS:
+        for array in arrays:
+            for piece in slices(array):
+                joined += piece
+        return joined
+    step = SLICE_ELEMENTS // max(1, length)
+    for start in range(0, len(arrays), step):
+        joined.extend(chain.from_iterable(arrays[start : start + step]))
+    return joined
 
 
 def _check_kinds(
@@ -146,21 +217,32 @@ def _out_of_range(name: str, datatype: DataType, value: object) -> InvalidArgume
 
 def _pack_strings(name: str, elements: list[Any], kinds: set[type]) -> bytes:
     _check_kinds(name, DATATYPES["BYTES"], elements, kinds, {str}, "strings")
-    return pack_bytes(map(str.encode, elements))
+    return b"".join([pack_bytes(map(str.encode, piece)) for piece in slices(elements)])
+
+
+def _to_array(elements: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if len(elements) <= SLICE_ELEMENTS:
+        return np.array(elements, dtype=dtype)
+    array = np.empty(len(elements), dtype=dtype)
+    for start in range(0, len(elements), SLICE_ELEMENTS):
+        piece = elements[start : start + SLICE_ELEMENTS]
+        array[start : start + len(piece)] = np.array(piece, dtype=dtype)
+    return array
 
 
 def _integers(name: str, datatype: DataType, dtype: np.dtype[Any], elements: list[int]) -> npt.NDArray[Any]:
     # Checked here because numpy versions differ in what they do with values that do not fit.
     lowest, highest = _INTEGER_BOUNDS[datatype.name]
-    for value in (min(elements), max(elements)):
+    least, most = min(map(min, slices(elements))), max(map(max, slices(elements)))
+    for value in (least, most):
         if not lowest <= value <= highest:
             raise _out_of_range(name, datatype, value)
-    return np.array(elements, dtype=dtype)
+    return _to_array(elements, dtype)
 
 
 def _floats(name: str, datatype: DataType, elements: list[float]) -> npt.NDArray[Any]:
     """Rounds to the nearest value of the datatype; a finite number that would become infinite is refused."""
-    wide = np.array(elements, dtype=np.float64)
+    wide = _to_array(elements, np.dtype(np.float64))
     target = np.dtype(np.float32) if datatype.name == "BF16" else datatype.dtype
     try:
         with np.errstate(over="raise", invalid="ignore"):
@@ -191,18 +273,53 @@ def json_elements(tensor: Tensor) -> Any:
     """
     if tensor.datatype == "BYTES":
         return _json_strings(tensor)
+    array = _json_numbers(tensor)
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return array
+    return orjson.Fragment(json.dumps(array.tolist()))
+
+
+def json_pieces(tensor: Tensor) -> list[bytes]:
+    """What ``json_elements`` becomes as text, in pieces; other threads can run between one and the next.
+
+    Raises:
+        InvalidArgument: If it holds bytes that are not UTF-8, which JSON can't carry.
+    """
+    separator = b","
+    write = _write_piece
+    elements: Any
+    if tensor.datatype == "BYTES":
+        elements = _json_strings(tensor)
+    else:
+        elements = _json_numbers(tensor)
+        if elements.dtype.kind == "f" and not np.isfinite(elements).all():
+            separator, write = b", ", _write_slowly
+    pieces = [b"["]
+    for start in range(0, len(elements), SLICE_ELEMENTS):
+        # Without the brackets; views, so that nothing is copied twice.
+        text = memoryview(write(elements[start : start + SLICE_ELEMENTS]))[1:-1]
+        pieces.append(b"".join((separator if start else b"", text)))
+    pieces.append(b"]")
+    return pieces
+
+
+def _write_piece(elements: Any) -> bytes:
+    return orjson.dumps(elements, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _write_slowly(elements: npt.NDArray[Any]) -> bytes:
+    return json.dumps(elements.tolist()).encode()
+
+
+def _json_numbers(tensor: Tensor) -> npt.NDArray[Any]:
+    """The elements as an array of a type that JSON writers know; floats as doubles."""
     array = to_array(tensor).reshape(-1)
-    if not array.size:
-        return []
     if tensor.datatype == "BF16":
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if array.dtype.kind != "f":
         return array if array.flags.aligned else array.copy()
     # Widened, because clients expect the digits of the double that a float32 becomes.
-    wide = array.astype(np.float64)
-    if np.isfinite(wide).all():
-        return wide
-    return orjson.Fragment(json.dumps(wide.tolist()))
+    return array.astype(np.float64)
 
 
 def _json_strings(tensor: Tensor) -> list[str]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from roost.core.requests import InferResponse
-from roost.core.tensors import Buffer
+from roost.core.tensors import DATATYPES, Buffer, Tensor
 from roost.server.rest.codec import HEADER_LENGTH, RestInferRequest
-from roost.server.rest.codec_json import json_elements
+from roost.server.rest.codec_json import json_elements, json_pieces
+
+Encoded = tuple[dict[str, str], list[Buffer]]
+
+# Writing so many elements takes about two milliseconds; no element has less than a byte.
+_LARGE_ELEMENTS = 64 * 1024
+# An empty string, which is not much more work than a number, and the least that the datatype takes.
+_STRING_BYTES = 4
 
 
-def encode_response(response: InferResponse, request: RestInferRequest) -> tuple[dict[str, str], list[Buffer]]:
+def encode_response(response: InferResponse, request: RestInferRequest) -> Encoded:
     """Writes a response.
 
     Returns:
@@ -20,6 +28,75 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> tuple
     Raises:
         InvalidArgument: If an output can't be written as JSON.
     """
+    document = _head(response, request)
+    in_binary = _binary_outputs(response, request)
+    buffers: list[Buffer] = [b""]
+    outputs: list[dict[str, Any]] = []
+    for tensor in response.outputs:
+        is_binary = tensor.name in in_binary
+        output = _describe(tensor, is_binary)
+        if is_binary:
+            buffers.append(memoryview(tensor.data).cast("B"))
+        else:
+            output["data"] = json_elements(tensor)
+        outputs.append(output)
+    document["outputs"] = outputs
+    head = buffers[0] = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _headers(len(head), len(buffers) > 1), buffers
+
+
+def large_outputs(response: InferResponse, request: RestInferRequest) -> list[Tensor]:
+    """The outputs to be written as JSON if that is much work for the event loop's thread, else none."""
+    if sum([memoryview(tensor.data).nbytes for tensor in response.outputs]) <= _LARGE_ELEMENTS:
+        return []
+    in_binary = _binary_outputs(response, request)
+    tensors = [tensor for tensor in response.outputs if tensor.name not in in_binary]
+    return tensors if sum(map(_weight, tensors)) > _LARGE_ELEMENTS else []
+
+
+def write_outputs(tensors: Sequence[Tensor]) -> list[list[bytes]]:
+    """Writes the ``data`` of large outputs, each in pieces, for ``encode_large_response``. Holds on to no tensor.
+
+    Raises:
+        InvalidArgument: If an output can't be written as JSON.
+    """
+    return [json_pieces(tensor) for tensor in tensors]
+
+
+def encode_large_response(
+    response: InferResponse, request: RestInferRequest, written: Sequence[Sequence[bytes]]
+) -> Encoded:
+    """Makes what ``encode_response`` would, byte for byte, of outputs that are written already.
+
+    Args:
+        response: The response.
+        request: Its request.
+        written: The outputs that are not in binary, in order, as ``write_outputs`` gave them.
+    """
+    in_binary = _binary_outputs(response, request)
+    buffers: list[Buffer] = [orjson.dumps(_head(response, request))[:-1] + b',"outputs":[']
+    binary: list[Buffer] = []
+    data = iter(written)
+    for index, tensor in enumerate(response.outputs):
+        is_binary = tensor.name in in_binary
+        text = b"," * bool(index) + orjson.dumps(_describe(tensor, is_binary))
+        if is_binary:
+            buffers.append(text)
+            binary.append(memoryview(tensor.data).cast("B"))
+        else:
+            # "data" is the last key.
+            buffers += [text[:-1] + b',"data":', *next(data), b"}"]
+    buffers.append(b"]}")
+    return _headers(sum(map(len, buffers)), bool(binary)), buffers + binary
+
+
+def _weight(tensor: Tensor) -> int:
+    """How many numbers it takes as long to write as."""
+    size_bytes = memoryview(tensor.data).nbytes
+    return size_bytes // (DATATYPES[tensor.datatype].itemsize or _STRING_BYTES)
+
+
+def _head(response: InferResponse, request: RestInferRequest) -> dict[str, Any]:
     document: dict[str, Any] = {}
     if request.id:
         document["id"] = request.id
@@ -27,25 +104,26 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> tuple
     document["model_version"] = response.model_version
     if response.parameters:
         document["parameters"] = dict(response.parameters)
-    in_binary = {output.name for output in request.outputs if output.binary}
-    everything = request.binary_by_default and not request.outputs
-    buffers: list[Buffer] = [b""]
-    outputs: list[dict[str, Any]] = []
-    for tensor in response.outputs:
-        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        parameters = dict(tensor.parameters)
-        is_binary = everything or tensor.name in in_binary
-        if is_binary:
-            view = memoryview(tensor.data).cast("B")
-            parameters["binary_data_size"] = len(view)
-            buffers.append(view)
-        if parameters:
-            output["parameters"] = parameters
-        if not is_binary:
-            output["data"] = json_elements(tensor)
-        outputs.append(output)
-    document["outputs"] = outputs
-    head = buffers[0] = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    if len(buffers) == 1:
-        return {"Content-Type": "application/json"}, buffers
-    return {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}, buffers
+    return document
+
+
+def _binary_outputs(response: InferResponse, request: RestInferRequest) -> set[str]:
+    if request.binary_by_default and not request.outputs:
+        return {tensor.name for tensor in response.outputs}
+    return {output.name for output in request.outputs if output.binary}
+
+
+def _describe(tensor: Tensor, is_binary: bool) -> dict[str, Any]:
+    output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    parameters = dict(tensor.parameters)
+    if is_binary:
+        parameters["binary_data_size"] = memoryview(tensor.data).nbytes
+    if parameters:
+        output["parameters"] = parameters
+    return output
+
+
+def _headers(json_bytes: int, has_binary: bool) -> dict[str, str]:
+    if has_binary:
+        return {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(json_bytes)}
+    return {"Content-Type": "application/json"}
