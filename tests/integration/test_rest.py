@@ -63,7 +63,7 @@ class Served:
 async def serve(plane: FakeDataPlane | None = None, **limits: Any) -> AsyncIterator[Served]:
     plane = plane or FakeDataPlane()
     rest_limits = RestLimits(**limits)
-    runner = RestRunner(build_rest_app(plane, rest_limits), rest_limits, shutdown_timeout_s=1.0)
+    runner = RestRunner(build_rest_app(plane, rest_limits), rest_limits)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

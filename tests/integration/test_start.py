@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from tests.clients import connect, four, sixteen
 from tests.models import write_dummy, write_garbage, write_simple
-from tests.server import HOST, RoostServer, eventually, run_to_end, started
+from tests.server import DEADLINE_S, HOST, RoostServer, command, eventually, run_to_end, started
 
 MANY_MODELS = 20_000
 
@@ -76,6 +77,24 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path, repository: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "state").write_text("")
     _one_line(run_to_end(repository, tmp_path / "run"), "--state-dir")
+
+
+_WITHOUT_RUNTIMES = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "onnxruntime" else find(name, *rest)
+from roost.server.cli import main
+sys.exit(main())
+"""
+
+
+def test_no_runtime_is_installed(tmp_path: Path, repository: Path) -> None:
+    flags = [flag for flag in command(repository, tmp_path)[3:] if flag != "--enable-dummy"]
+    line = [sys.executable, "-c", _WITHOUT_RUNTIMES, *flags]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=tmp_path)
+    assert ended.stderr == "roost: error: no runtime is installed: pip install 'roost[onnx]'\n"
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_empty_repository(tmp_path: Path, repository: Path) -> None:

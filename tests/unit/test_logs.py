@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from roost.core import logs
 from roost.server.logs import configure_logging
 
 
@@ -138,6 +139,16 @@ def test_levels_chatty_libraries_and_warnings() -> None:
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     assert json.loads(stream.getvalue())["logger"] == "py.warnings"
+
+
+def test_fields_of_every_line() -> None:
+    human, machine = io.StringIO(), io.StringIO()
+    for format_, stream in (("human", human), ("json", machine)):
+        logs.configure_logging("info", format_, stream, fields={"worker": 3})
+        logging.getLogger("roost.runtimes").info("mine")
+        logging.getLogger("roost.runtimes").info("of another", extra={"worker": 4})
+    assert [line.rpartition(" ")[2] for line in lines_of(human)] == ["worker=3", "worker=4"]
+    assert [json.loads(line)["worker"] for line in lines_of(machine)] == [3, 4]
 
 
 def test_configuring_again_replaces() -> None:

@@ -242,3 +242,32 @@ def test_times_are_in_order(tmp_path: Path) -> None:
     ]
     assert steps == sorted(steps)
     assert steps[0] > 0
+
+
+def _shape_taking(path: Path, op: str) -> OnnxModel:
+    return load(
+        write_graph(
+            path,
+            [helper.make_node(op, ["x", "shape"], ["y"])],
+            [tensor_info("x", "FP32", ["n"]), tensor_info("shape", "INT64", ["rank"])],
+            [tensor_info("y", "FP32", None)],
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "sentence"),
+    [
+        ("Expand", [2**31] * 3, "overflow"),
+        ("Expand", [-5], "must be >= 0"),
+        ("Reshape", [4, 2], "cannot be reshaped"),
+        ("Reshape", [-5], "cannot be less than -1"),
+    ],
+)
+def test_reasons_are_sentences_without_sources(tmp_path: Path, op: str, shape: list[int], sentence: str) -> None:
+    model = _shape_taking(tmp_path / "model.onnx", op)
+    x = from_array("x", "FP32", np.ones(1, np.float32))
+    with pytest.raises(InvalidArgument, match=sentence) as caught:
+        run(model, x, from_array("shape", "INT64", np.array(shape)))
+    for leak in ("::", ".h:", ".cc:", "onnxruntime", "ONNXRuntimeError", "const "):
+        assert leak not in caught.value.message

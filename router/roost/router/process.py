@@ -62,7 +62,7 @@ class WorkerProcess(Protocol):
 
 
 Launch: TypeAlias = Callable[[WorkerSpec, int, int, LinkListener], Awaitable[WorkerProcess]]
-"""Starts a process of a spec, for the worker of that id and in that epoch, whose link tells the listener; OSError if that is not possible."""
+"""Starts a process of a spec, for a worker's id and epoch, whose link tells the listener; OSError if it can't."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class Revision:
         failure: Why it can't be loaded, if so.
         failure_checked: When the files were last looked at for a change that could mend the failure.
         crashes: Worker processes that ended while they ran or loaded it, since its last answer.
+        refused: It was found to be too large for the budget, which was logged.
         retired: It is not to be used any more: instances go when their last request is answered.
     """
 
@@ -101,6 +102,7 @@ class Revision:
     failure: LoadFailure | None = None
     failure_checked: float = 0.0
     crashes: int = 0
+    refused: bool = False
     retired: bool = False
 
     def describe(self, signature: Signature) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -13,6 +14,8 @@ from roost.core.errors import Cancelled, ResourceExhausted
 from roost.core.units import format_bytes
 from roost.router.placement import Evict, Fits, Ledger, Refuse, Wait
 from roost.router.revision import Revision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +106,11 @@ class Room:
                 head.future.set_result(None)
                 return True
             case Refuse(available_bytes):
-                head.future.set_exception(_too_large(head, available_bytes))
+                error = _too_large(head, available_bytes)
+                if not head.revision.refused:
+                    head.revision.refused = True
+                    log.warning("%s", error.message)
+                head.future.set_exception(error)
                 return True
             case Evict(idle, busy):
                 self._make_room(idle, busy)

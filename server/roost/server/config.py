@@ -49,6 +49,7 @@ class ServeConfig:
     state_dir: Path
     request_timeout_s: float
     load_timeout_s: float
+    drain_delay_s: float
     drain_timeout_s: float
     write_timeout_s: float
     max_body_bytes: int
@@ -182,6 +183,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         state_dir=settings.state_dir or _default_state_dir(environ),
         request_timeout_s=settings.request_timeout,
         load_timeout_s=settings.load_timeout,
+        drain_delay_s=settings.drain_delay,
         drain_timeout_s=settings.drain_timeout,
         write_timeout_s=settings.write_timeout,
         max_body_bytes=settings.max_body,
@@ -229,6 +231,7 @@ def effective_yaml(config: ServeConfig) -> str:
         "state_dir": str(config.state_dir),
         "request_timeout": _duration(config.request_timeout_s),
         "load_timeout": _duration(config.load_timeout_s),
+        "drain_delay": _duration(config.drain_delay_s),
         "drain_timeout": _duration(config.drain_timeout_s),
         "write_timeout": _duration(config.write_timeout_s),
         "max_body": _size(config.max_body_bytes),

@@ -1,8 +1,8 @@
 """The life of a server, from the configuration to the exit code; it can be read from top to bottom.
 
 Start: limits, state folder, ports, workers, models named on the command line, listeners, ready file. Stop: readiness
-off, listeners closed, requests in flight answered, workers ended; all under one deadline, and a second signal exits at
-once.
+off, a pause for load balancers if it is set, listeners closed, requests in flight answered under one deadline, workers
+ended. A second signal exits at once.
 """
 
 from __future__ import annotations
@@ -142,10 +142,13 @@ async def _serve(
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
                 await signals.stop.wait()
-                log.info("stopping: no new requests, those in flight have %g s", config.drain_timeout_s)
                 data_plane.drain()
                 if config.ready_file is not None:
                     config.ready_file.unlink(missing_ok=True)
+                if config.drain_delay_s:
+                    log.info("stopping: not ready any more, requests are taken for another %g s", config.drain_delay_s)
+                    await asyncio.sleep(config.drain_delay_s)
+                log.info("stopping: no new connections, requests in flight have %g s", config.drain_timeout_s)
             log.info("all requests are answered or out of time; the workers end now")
 
 
@@ -164,7 +167,7 @@ async def _transports(
         grpc_server = build_grpc_server(data_plane, _grpc_limits(config))
         grpc_port = _bind_grpc(grpc_server, config)
         limits = RestLimits(max_body_bytes=config.max_body_bytes, write_timeout_s=config.write_timeout_s)
-        runner = RestRunner(build_rest_app(data_plane, limits), limits, shutdown_timeout_s=config.drain_timeout_s)
+        runner = RestRunner(build_rest_app(data_plane, limits), limits)
         await runner.setup()
         await web.SockSite(runner, listeners.http, backlog=LISTEN_BACKLOG).start()
         await grpc_server.start()
@@ -174,7 +177,7 @@ async def _transports(
         try:
             yield ports
         finally:
-            await asyncio.gather(runner.cleanup(), grpc_server.stop(config.drain_timeout_s))
+            await asyncio.gather(runner.drain(config.drain_timeout_s), grpc_server.stop(config.drain_timeout_s))
 
 
 @asynccontextmanager

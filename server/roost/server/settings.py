@@ -163,11 +163,20 @@ class Settings(BaseSettings):
         60.0, LIMITS, "DURATION", "Longest time that a request may take, loading its model included."
     )
     load_timeout: Duration = _setting(60.0, LIMITS, "DURATION", "Longest time that loading one model may take.")
+    drain_delay: Grace = _setting(
+        0.0,
+        LIMITS,
+        "DURATION",
+        "How long the server goes on as before when it stops, but for readiness that is off, so that load balancers "
+        "notice before it stops listening.",
+        shown_default="0s",
+    )
     drain_timeout: Grace = _setting(
         30.0,
         LIMITS,
         "DURATION",
-        "Longest time that the server waits for accepted requests when it stops. 0 waits for none.",
+        "Longest time that the server waits for accepted requests when it stops, after `--drain-delay`. "
+        "0 waits for none.",
     )
     write_timeout: Duration = _setting(
         60.0, LIMITS, "DURATION", "Longest time that a client may take to read an answer before it is cut off."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -15,23 +14,22 @@ from roost.server.rest.errors import ClientGone, Refusal, error_response, respon
 from roost.server.rest.handlers import MetadataHandlers
 from roost.server.rest.infer import InferHandler
 from roost.server.rest.limits import RestLimits
+from roost.server.rest.offload import Offload
 from roost.server.rest.paths import MODEL_PATHS
 from roost.server.rest.protocol import RestRunner
 from roost.server.rest.repository import RepositoryHandlers
 
 __all__ = ["RestLimits", "RestRunner", "build_rest_app"]
 
-_COMPRESSION_THREADS = 2
-
 
 def build_rest_app(data_plane: DataPlane, limits: RestLimits) -> web.Application:
     """Makes the application; ``RestRunner`` serves it."""
     app = web.Application(middlewares=[_boundary(limits.write_timeout_s)])
-    executor = ThreadPoolExecutor(_COMPRESSION_THREADS, thread_name_prefix="rest-compression")
-    reader = BodyReader(limits.max_body_bytes, data_plane.request_timeout_s, executor)
-    infer = InferHandler(data_plane, limits, reader, executor)
+    offload = Offload()
+    reader = BodyReader(limits.max_body_bytes, data_plane.request_timeout_s, offload)
+    infer = InferHandler(data_plane, limits, reader, offload)
     metadata = MetadataHandlers(data_plane)
-    repository = RepositoryHandlers(data_plane, reader)
+    repository = RepositoryHandlers(data_plane, reader, offload)
     for path in MODEL_PATHS:
         _post(app, f"{path}/infer", infer.infer)
     for path in MODEL_PATHS:
@@ -46,11 +44,11 @@ def build_rest_app(data_plane: DataPlane, limits: RestLimits) -> web.Application
         _post(app, f"{path}/models/{{model}}/load", repository.load)
         _post(app, f"{path}/models/{{model}}/unload", repository.unload)
 
-    async def stop_executor(_: web.Application) -> AsyncIterator[None]:
+    async def stop_threads(_: web.Application) -> AsyncIterator[None]:
         yield
-        executor.shutdown(wait=False, cancel_futures=True)
+        await offload.close()
 
-    app.cleanup_ctx.append(stop_executor)
+    app.cleanup_ctx.append(stop_threads)
     return app
 
 

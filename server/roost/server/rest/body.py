@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
 from types import TracebackType
 
 import numpy as np
@@ -13,30 +12,45 @@ from roost.core.units import format_bytes
 from roost.server.data_plane_protocol import Budget
 from roost.server.rest import compression
 from roost.server.rest.errors import ClientGone, Refusal, retry_after
+from roost.server.rest.offload import Offload
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _INLINE_BYTES = 64 * 1024
 
 
 class Body:
-    """The bytes of one request, and what they hold of the budget until the ``with`` block ends.
+    """The bytes of one request, and what they hold of the budget.
+
+    That is until the ``with`` block has ended, and with it all work in threads that held the body.
 
     Attributes:
         data: The body; views on it may be handed on while the block lasts.
     """
 
-    __slots__ = ("_budget", "_held_bytes", "data")
+    __slots__ = ("_budget", "_held_bytes", "_holds", "data")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._held_bytes = 0
+        self._holds = 0
         self.data = memoryview(b"")
 
     def __enter__(self) -> Body:
+        self.hold()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.give_back(self._held_bytes)
+        self.let_go()
+
+    def hold(self) -> None:
+        """Keeps the share of the budget until ``let_go``."""
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """Ends what ``hold`` began; the last one gives back all that is held."""
+        self._holds -= 1
+        if not self._holds:
+            self.give_back(self._held_bytes)
 
     def take(self, size_bytes: int) -> None:
         """Takes more of the budget.
@@ -62,13 +76,13 @@ class BodyReader:
     Args:
         max_body_bytes: The cap, on what comes over the wire and on what it inflates to.
         timeout_s: How long a body may take to arrive, so that half a request can't hold the budget.
-        executor: Where large bodies are inflated.
+        offload: Where large bodies are inflated.
     """
 
-    def __init__(self, max_body_bytes: int, timeout_s: float, executor: Executor) -> None:
+    def __init__(self, max_body_bytes: int, timeout_s: float, offload: Offload) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
-        self._executor = executor
+        self._offload = offload
 
     async def read(self, request: web.Request, body: Body) -> None:
         """Fills ``body``.
@@ -141,7 +155,7 @@ class BodyReader:
         while not inflater.done:
             inline = not data and compressed_bytes <= _INLINE_BYTES
             body.take(compression.STEP_BYTES)
-            piece = await compression.inflate_step(inflater, inline, self._executor)
+            piece = inflater.step() if inline else await self._offload.run(body, inflater.step)
             body.give_back(compression.STEP_BYTES - len(piece))
             self._check_size(len(data) + len(piece))
             data += piece

@@ -18,9 +18,10 @@ from roost.core.errors import InvalidArgument
 from roost.core.tensors import DATATYPES, MAX_RANK, Buffer, DataType, Tensor, pack_bytes, to_array, unpack_bytes
 
 MAX_DEPTH = 100
+# JSON that takes longer to read than the event loop's thread should be busy with one request (about 4 ms).
+LARGE_JSON_BYTES = 256 * 1024
 # About a millisecond of work, and so much that slicing costs nothing.
 SLICE_ELEMENTS = 32 * 1024
-_SLOW_BYTES = 256 * 1024
 _INT64_MIN = -(2**63)
 _UINT64_MAX = 2**64 - 1
 _FLOAT_KINDS = {int, float}
@@ -70,7 +71,7 @@ def _parse_slowly(raw: bytes) -> Any:
 
     That is lone surrogates, which only escapes can bring about, and integers beyond 64 bits.
     """
-    if len(raw) <= _SLOW_BYTES:
+    if len(raw) <= LARGE_JSON_BYTES:
         document = json.loads(raw.decode())
         orjson.dumps(document)
         return document
@@ -105,7 +106,7 @@ def check_depth(value: object, depth: int) -> None:
         containers = [item for item in level if type(item) is list or type(item) is dict]
         level = []
         for item in containers:
-            for piece in slices(list(item.values()) if type(item) is dict else item):
+            for piece in slices(list(item.values() if type(item) is dict else item)):
                 level += piece
         depth += 1
 

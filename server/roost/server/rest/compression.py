@@ -1,20 +1,19 @@
 """Content codings of requests and answers: gzip and deflate (the zlib format), in bounded steps.
 
-zlib releases the interpreter's lock for large inputs, so large bodies go through an executor, one step at a time:
+zlib releases the interpreter's lock for large inputs, so large bodies go through threads, one step at a time:
 a request that is dropped leaves at most one step behind.
 """
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from functools import lru_cache
 
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import Buffer
 from roost.server.rest.errors import Refusal
+from roost.server.rest.offload import Offload
 
 IDENTITY = "identity"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -117,15 +116,8 @@ class Inflater:
         return piece
 
 
-async def inflate_step(inflater: Inflater, inline: bool, executor: Executor) -> bytes:
-    """One step of an inflater, on the loop for little ones."""
-    if inline:
-        return inflater.step()
-    return await asyncio.get_running_loop().run_in_executor(executor, inflater.step)
-
-
-async def compress(buffers: Sequence[Buffer], coding: str, executor: Executor) -> list[Buffer]:
-    """Compresses the buffers of an answer into new ones; large answers in the executor."""
+async def compress(buffers: Sequence[Buffer], coding: str, offload: Offload) -> list[Buffer]:
+    """Compresses the buffers of an answer into new ones; large answers in threads."""
     size = sum(map(len, buffers))
     if size <= _SMALL_BYTES:
         compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _SMALL_WINDOW_BITS[coding], _SMALL_MEMORY_LEVEL)
@@ -133,11 +125,8 @@ async def compress(buffers: Sequence[Buffer], coding: str, executor: Executor) -
         compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
     if size <= _INLINE_BYTES:
         return [b"".join([*map(compressor.compress, buffers), compressor.flush()])]
-    loop = asyncio.get_running_loop()
-    pieces: list[Buffer] = [
-        await loop.run_in_executor(executor, compressor.compress, step) for step in slices(buffers, STEP_BYTES)
-    ]
-    pieces.append(await loop.run_in_executor(executor, compressor.flush))
+    pieces: list[Buffer] = [await offload.run(None, compressor.compress, step) for step in slices(buffers, STEP_BYTES)]
+    pieces.append(await offload.run(None, compressor.flush))
     return [piece for piece in pieces if piece]
 
 

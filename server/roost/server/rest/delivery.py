@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 from roost.core.tensors import Buffer
 from roost.server.rest.compression import slices
+from roost.server.rest.protocol import RestProtocol
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ async def send(
         return await send_small(request, web.Response(body=body, headers=headers), write_timeout_s)
     response = web.StreamResponse(headers=headers)
     response.content_length = size
+    _mark_last(request, response)
     transport = request.transport
     if transport is None:
         response.force_close()
@@ -60,6 +62,7 @@ async def send(
 async def send_small(request: web.Request, response: web.Response, write_timeout_s: float) -> web.StreamResponse:
     """Sends an answer that is one piece of bytes."""
     transport = request.transport
+    _mark_last(request, response)
     try:
         if (
             transport is not None
@@ -77,6 +80,13 @@ async def send_small(request: web.Request, response: web.Response, write_timeout
     except ConnectionError:
         response.force_close()
     return response
+
+
+def _mark_last(request: web.Request, response: web.StreamResponse) -> None:
+    """Tells the client in a drain that there is nothing more to hope for on this connection."""
+    protocol = request.protocol
+    if isinstance(protocol, RestProtocol) and protocol.ends:
+        response.force_close()
 
 
 def _cut_off(request: web.Request, response: web.StreamResponse) -> None:

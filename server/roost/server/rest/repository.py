@@ -11,25 +11,29 @@ from roost.core.errors import InvalidArgument, Unimplemented
 from roost.core.metadata import IndexEntry
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.rest.body import Body, BodyReader
-from roost.server.rest.codec_json import check_depth, kind, parse_json
+from roost.server.rest.codec_json import LARGE_JSON_BYTES, check_depth, kind, parse_json
 from roost.server.rest.handlers import json_response
+from roost.server.rest.offload import Offload
 
 _FILE_PREFIX = "file:"
+# A multiple of four, as all base64 but its end.
+_BASE64_STEP = 256 * 1024
 
 
 class RepositoryHandlers:
     """Answers the POST calls below ``/v2/repository``."""
 
-    def __init__(self, data_plane: DataPlane, reader: BodyReader) -> None:
+    def __init__(self, data_plane: DataPlane, reader: BodyReader, offload: Offload) -> None:
         self._data_plane = data_plane
         self._reader = reader
+        self._offload = offload
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         """``POST /v2/repository/index``."""
         _refuse_repository_name(request)
         with Body(self._data_plane.bodies) as body:
             await self._reader.read(request, body)
-            ready = _parse_object(body.data).get("ready", False)
+            ready = (await self._parse(body)).get("ready", False)
         if type(ready) is not bool:
             raise InvalidArgument(f"unable to parse 'ready': expected a boolean, got {kind(ready)}")
         return json_response([_entry(entry) for entry in await self._data_plane.repository_index(ready)])
@@ -39,7 +43,8 @@ class RepositoryHandlers:
         _refuse_repository_name(request)
         with Body(self._data_plane.bodies) as body:
             await self._reader.read(request, body)
-            parameters = _load_parameters(body)
+            parameters = _parameters(await self._parse(body))
+            await self._decode_files(parameters, body)
             await self._data_plane.load_model(request.match_info["model"], parameters)
         return web.Response()
 
@@ -48,9 +53,27 @@ class RepositoryHandlers:
         _refuse_repository_name(request)
         with Body(self._data_plane.bodies) as body:
             await self._reader.read(request, body)
-            parameters = _parameters(body.data)
+            parameters = _parameters(await self._parse(body))
             await self._data_plane.unload_model(request.match_info["model"], parameters)
         return web.Response()
+
+    async def _parse(self, body: Body) -> dict[str, Any]:
+        if len(body.data) > LARGE_JSON_BYTES:
+            return await self._offload.run(body, _parse_object, body.data)
+        return _parse_object(body.data)
+
+    async def _decode_files(self, parameters: dict[str, bool | int | str | bytes], body: Body) -> None:
+        """Decodes files where they stand; what they take is held of the budget, like the body."""
+        for key, item in parameters.items():
+            if not key.startswith(_FILE_PREFIX):
+                continue
+            if type(item) is not str:
+                raise InvalidArgument(f"parameter '{key}' has invalid type: expected base64 text, got {kind(item)}")
+            body.take(len(item))
+            if len(item) > LARGE_JSON_BYTES:
+                parameters[key] = await self._offload.run(body, _decode_file, key, item)
+            else:
+                parameters[key] = _decode_file(key, item)
 
 
 def _refuse_repository_name(request: web.Request) -> None:
@@ -80,8 +103,8 @@ def _parse_object(data: memoryview) -> dict[str, Any]:
     return document
 
 
-def _parameters(data: memoryview) -> dict[str, bool | int | str | bytes]:
-    value = _parse_object(data).get("parameters", {})
+def _parameters(document: dict[str, Any]) -> dict[str, bool | int | str | bytes]:
+    value = document.get("parameters", {})
     if type(value) is not dict:
         raise InvalidArgument(f"unable to parse 'parameters': expected an object, got {kind(value)}")
     for key, item in value.items():
@@ -92,17 +115,14 @@ def _parameters(data: memoryview) -> dict[str, bool | int | str | bytes]:
     return value
 
 
-def _load_parameters(body: Body) -> dict[str, bool | int | str | bytes]:
-    """The parameters with files decoded; what they take is held of the budget, like the body."""
-    parameters = _parameters(body.data)
-    for key, item in parameters.items():
-        if not key.startswith(_FILE_PREFIX):
-            continue
-        if type(item) is not str:
-            raise InvalidArgument(f"parameter '{key}' has invalid type: expected base64 text, got {kind(item)}")
-        body.take(len(item))
-        try:
-            parameters[key] = base64.b64decode(item, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidArgument(f"parameter '{key}' is not base64") from None
-    return parameters
+def _decode_file(key: str, text: str) -> bytes:
+    """Decodes base64, in pieces between which other threads can run."""
+    data = bytearray()
+    try:
+        for start in range(0, len(text), _BASE64_STEP):
+            if len(data) != start // 4 * 3:
+                raise ValueError("padding before the end")
+            data += base64.b64decode(text[start : start + _BASE64_STEP], validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument(f"parameter '{key}' is not base64") from None
+    return bytes(data)
