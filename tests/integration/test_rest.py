@@ -569,3 +569,40 @@ async def test_large_body_arrives_whole(served: Served) -> None:
     assert status == 200
     assert data[-5 * MIB :] == elements.tobytes()
     assert to_array(served.plane.requests[0].inputs[0]).shape == (1, 5 * MIB)
+
+
+async def test_large_json_both_ways(served: Served) -> None:
+    data = [index / 8 for index in range(200_000)]
+    document = {"inputs": [{"name": "IN", "datatype": "FP32", "shape": [2, 100_000], "data": data}]}
+    for headers in ({}, {"Accept-Encoding": "gzip"}):
+        status, _, body = await served.call("POST", "/v2/models/id_FP32/infer", document, **headers)
+        answer = json.loads(gzip.decompress(body) if headers else body)
+        assert status == 200
+        assert answer["outputs"] == [{"name": "OUT", "datatype": "FP32", "shape": [2, 100_000], "data": data}]
+    data[-1] = "x"  # type: ignore[call-overload]
+    status, error = await served.infer("id_FP32", document)
+    assert (status, "element 199999 is a string" in error["error"]) == (400, True)
+    outputs = pack_bytes([b"\xff" * 300_000])
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "IN",
+                    "datatype": "BYTES",
+                    "shape": [1, 1],
+                    "parameters": {"binary_data_size": len(outputs)},
+                }
+            ]
+        }
+    ).encode()
+    status, error = await served.infer("id_BYTES", head + outputs, **{HEADER_LENGTH: str(len(head))})
+    assert (status, "not UTF-8" in error["error"]) == (400, True)
+
+
+async def test_large_files_in_a_load_call(served: Served) -> None:
+    file = np.random.default_rng(3).bytes(700_001)
+    for text, status in ((encode_file(file), 200), (encode_file(file[:-1]) + encode_file(file), 400)):
+        assert (await served.call("POST", "/v2/repository/models/m/load", {"parameters": {"file:1/model.onnx": text}}))[
+            0
+        ] == status
+    assert served.plane.calls == [("load", "m", {"file:1/model.onnx": file})]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import time
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +17,7 @@ from roost.core.errors import Code
 
 from tests.clients import TRANSPORTS, CallFailed, connect, four
 from tests.models import write_dummy
-from tests.server import RoostServer, eventually, started, wait_for
+from tests.server import HOST, RoostServer, eventually, started, wait_for
 
 SLOTS = 4
 # What aiohttp says when a connection is closed, or nobody listens any more.
@@ -106,6 +108,138 @@ async def test_a_drain_ends_with_its_deadline(tmp_path: Path, repository: Path) 
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(end, CallFailed | OSError | aiohttp.ClientError) for end in ends), ends
         await asyncio.to_thread(server.wait, 0)
+
+
+def _infer_request(run_s: float = 0.0) -> bytes:
+    document = {
+        "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}],
+        "parameters": {"run_s": run_s},
+    }
+    body = json.dumps(document).encode()
+    head = f"POST /v2/models/a/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def _connect(server: RoostServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(HOST, server.ports["http"])
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> str:
+    """The head of one answer; its body is read as well."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = next(int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:"))
+    await reader.readexactly(length)
+    return head
+
+
+async def _until_refused(server: RoostServer) -> float:
+    """Waits until the server no longer listens; returns the last time that it is known to have done so."""
+    listening = time.monotonic()
+    while True:
+        before = time.monotonic()
+        try:
+            _, writer = await _connect(server)
+        except OSError:
+            return listening
+        listening = before
+        writer.close()
+        await asyncio.sleep(0.001)
+
+
+async def test_a_body_that_is_still_arriving_is_waited_for(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy")
+    # Were the drain to last as long as it may, the end would be waited for in vain.
+    with started(repository, tmp_path / "run", "--workers", "1", "--drain-timeout", "300s") as server:
+        request = _infer_request()
+        reader, writer = await _connect(server)
+        idle_reader, idle_writer = await _connect(server)
+        writer.write(request[:-20])
+        await eventually(lambda: server.status()["body_bytes"] > 0, "half of the body")
+        server.signal(signal.SIGTERM)
+        await _until_refused(server)
+        idle_writer.write(_infer_request())
+        writer.write(request[-20:])
+        for answer in (await _read_answer(idle_reader), await _read_answer(reader)):
+            assert answer.startswith("HTTP/1.1 200 ")
+            assert "Connection: close" in answer
+        assert await reader.read() == b""
+        await asyncio.to_thread(server.wait, 0)
+
+
+async def test_pipelined_requests_are_all_answered(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy")
+    with started(repository, tmp_path / "run", "--workers", "1", "--drain-timeout", "300s") as server:
+        reader, writer = await _connect(server)
+        writer.write(_infer_request(run_s=1.0) + _infer_request() + _infer_request())
+        await eventually(lambda: server.in_flight() == 1, "the run")
+        server.signal(signal.SIGTERM)
+        answers = [await _read_answer(reader) for _ in range(3)]
+        assert ["Connection: close" in answer for answer in answers] == [False, False, True]
+        await asyncio.to_thread(server.wait, 0)
+
+
+async def test_a_body_that_never_comes_costs_no_more_than_the_deadline(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy")
+    for timeout in ("200ms", "0"):
+        with started(repository, tmp_path / "run", "--workers", "1", "--drain-timeout", timeout) as server:
+            reader, writer = await _connect(server)
+            writer.write(_infer_request()[:-20])
+            await eventually(lambda server=server: server.status()["body_bytes"] > 0, "half of the body")  # type: ignore[misc]
+            server.signal(signal.SIGTERM)
+            await asyncio.to_thread(server.wait, 0)
+            assert await reader.read() == b""
+            writer.close()
+
+
+async def test_load_balancers_are_given_time(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy")
+    with started(repository, tmp_path / "run", "--workers", "1", "--drain-delay", "300s") as server:
+        server.signal(signal.SIGTERM)
+        await eventually(lambda: server.get("/v2/health/ready")[0] == 503, "the end of readiness")
+        assert server.get("/v2/health/live")[0] == 200
+        reader, writer = await _connect(server)
+        writer.write(_infer_request())
+        assert (await _read_answer(reader)).startswith("HTTP/1.1 200 ")
+        async with connect(server, "grpc") as client:
+            await client.infer("a", four())
+        server.signal(signal.SIGINT)
+        await asyncio.to_thread(server.wait, 128 + signal.SIGINT)
+        writer.close()
+    with started(repository, tmp_path / "run", "--workers", "1", "--drain-delay", "100ms") as server:
+        server.signal(signal.SIGTERM)
+        await asyncio.to_thread(server.wait, 0)
+
+
+async def test_open_connections_lose_no_answer(tmp_path: Path, repository: Path) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy", run_s=0.005)
+    answered = 0
+    lost: list[float] = []
+
+    async def call_until_told(server: RoostServer) -> None:
+        nonlocal answered
+        reader, writer = await _connect(server)
+        answer = ""
+        while "Connection: close" not in answer:
+            sent = time.monotonic()
+            try:
+                writer.write(_infer_request())
+                answer = await _read_answer(reader)
+            except (OSError, asyncio.IncompleteReadError):
+                lost.append(sent)
+                break
+            assert answer.startswith("HTTP/1.1 200 "), answer
+            answered += 1
+        writer.close()
+
+    with started(repository, tmp_path / "run", "--workers", "1") as server:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(16):
+                group.create_task(call_until_told(server))
+            await eventually(lambda: answered > 100, "some answers")
+            server.signal(signal.SIGTERM)
+            listening = await _until_refused(server)
+        await asyncio.to_thread(server.wait, 0)
+    assert [sent for sent in lost if sent <= listening] == []
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path, repository: Path) -> None:

@@ -16,7 +16,7 @@ from roost.core.tensors import DATATYPES, Tensor, TensorSpec, pack_bytes, to_arr
 from roost.proto import model_config_pb2 as mc
 from roost.server.rest.codec import RestInferRequest, decode_infer, parse_header_length
 from roost.server.rest.codec_raw import decode_raw
-from roost.server.rest.codec_response import encode_response
+from roost.server.rest.codec_response import encode_large_response, encode_response, large_outputs, write_outputs
 from roost.server.rest.compression import Inflater, preferred_coding, request_coding
 from roost.server.rest.config_json import config_to_json
 from roost.server.rest.errors import HTTP_STATUS, Refusal
@@ -466,3 +466,110 @@ def test_damaged_texts_raise_nothing_but_invalid_argument(document: dict[str, An
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     with suppress(InvalidArgument):
         decode(bytes(text))
+
+
+MANY = 100_000
+
+
+def many(datatype: str) -> Tensor:
+    """More elements than are written in one go, and not a multiple of a slice."""
+    numbers = np.random.default_rng(1)
+    if datatype == "BYTES":
+        return Tensor("O", datatype, (MANY,), pack_bytes(f"h\u00e9 {i}".encode() for i in range(MANY)))
+    dtype = DATATYPES[datatype].dtype
+    assert dtype is not None
+    elements = numbers.standard_normal(MANY) if dtype.kind == "f" else numbers.integers(0, 127, MANY)
+    return Tensor("O", datatype, (MANY // 10, 10), elements.astype(dtype).tobytes())
+
+
+def joined(encoded: tuple[dict[str, str], list[Any]]) -> tuple[dict[str, str], bytes]:
+    headers, buffers = encoded
+    return headers, b"".join(buffers)
+
+
+def encode_both_ways(outputs: list[Tensor], document: dict[str, Any]) -> bytes:
+    """Writes a response whole and in pieces, which must be the same."""
+    response = InferResponse("m", "1", outputs, parameters={"k": "v"})
+    request = decode_document({"inputs": [], **document})
+    large = large_outputs(response, request)
+    assert large
+    in_pieces = joined(encode_large_response(response, request, write_outputs(large)))
+    assert in_pieces == joined(encode_response(response, request))
+    return in_pieces[1]
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_large_outputs_are_written_alike(datatype: str) -> None:
+    tensor = many(datatype)
+    assert len(json.loads(encode_both_ways([tensor], {}))["outputs"][0]["data"]) == MANY
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf])
+def test_large_outputs_that_are_not_finite_are_written_alike(datatype: str, special: float) -> None:
+    array = to_array(many(datatype)).copy()
+    array[-1, -1] = special
+    encode_both_ways([Tensor("O", datatype, array.shape, array.tobytes())], {})
+
+
+def test_large_outputs_beside_others_are_written_alike() -> None:
+    outputs = [
+        Tensor("A", "INT32", (0,), b""),
+        many("FP32"),
+        Tensor("P", "BYTES", (2,), pack_bytes([b"ab", b"\xff\x00"]), {"p": 1}),
+        Tensor("Z", "INT64", (1,), bytes(8), {"q": True}),
+    ]
+    wanted = [{"name": name, "parameters": {"binary_data": name == "P"}} for name in "AOPZ"]
+    body = encode_both_ways(outputs, {"id": "abc", "outputs": wanted})
+    assert body.endswith(b"\x02\0\0\0ab\x02\0\0\0\xff\0")
+
+
+def test_binary_and_small_outputs_are_not_large() -> None:
+    response = InferResponse("m", "1", [many("FP32")])
+    assert not large_outputs(response, decode_document({"inputs": [], "parameters": {"binary_data_output": True}}))
+    assert not large_outputs(InferResponse("m", "1", [one_input("FP32", [2], [1, 2])]), decode_document({"inputs": []}))
+
+
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_long_inputs(datatype: str) -> None:
+    tensor = many(datatype)
+    _, text = joined(encode_response(InferResponse("m", "1", [tensor]), decode_document({"inputs": []})))
+    data = json.loads(text)["outputs"][0]["data"]
+    for rows in (1, 2, MANY // 10, MANY):
+        columns = MANY // rows
+        nested = [data[start : start + columns] for start in range(0, MANY, columns)]
+        assert bytes(one_input(datatype, [rows, columns], nested).data) == bytes(tensor.data)
+    assert bytes(one_input(datatype, [MANY], data).data) == bytes(tensor.data)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "last", "text"),
+    [
+        ("INT32", "x", f"element {MANY} is a string"),
+        ("INT32", 2**31, f"{2**31} is out of range of INT32"),
+        ("INT64", -(2**70), "64-bit"),
+        ("FP32", 1e39, "1e\\+39 is out of range of FP32"),
+        ("FP32", [1], "arrays and elements on the same level"),
+    ],
+)
+def test_long_inputs_that_do_not_fit(datatype: str, last: Any, text: str) -> None:
+    # NaN in a place that nobody reads makes the document one for the slow parser.
+    for beside in (None, math.nan):
+        document = {
+            "x": beside,
+            "inputs": [{"name": "X", "datatype": datatype, "shape": [MANY + 1], "data": [1] * MANY + [last]}],
+        }
+        if type(last) is int and beside is None and last < -(2**63):
+            continue  # the fast parser makes a float of it
+        with pytest.raises(InvalidArgument, match=text):
+            decode_document(document)
+
+
+def test_long_document_with_nan() -> None:
+    data = [0.5, 3] * MANY + [math.nan]
+    tensor = one_input("FP64", [len(data)], data)
+    assert np.array_equal(to_array(tensor), np.array(data), equal_nan=True)
+    with pytest.raises(InvalidArgument, match="failed to parse"):
+        decode_document(json.dumps({"inputs": [], "x": [*data, "\ud800"]}).encode())
+    with pytest.raises(InvalidArgument, match="nested deeper than 100"):
+        decode(b'{"inputs":[],"x":[' + b"1," * MANY + b"[" * 101 + b"]" * 101 + b"]}")

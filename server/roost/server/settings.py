@@ -169,7 +169,6 @@ class Settings(BaseSettings):
         "DURATION",
         "How long the server goes on as before when it stops, but for readiness that is off, so that load balancers "
         "notice before it stops listening.",
-        shown_default="0s",
     )
     drain_timeout: Grace = _setting(
         30.0,

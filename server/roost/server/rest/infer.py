@@ -15,7 +15,7 @@ from roost.server.rest.codec_json import LARGE_JSON_BYTES
 from roost.server.rest.codec_raw import decode_raw
 from roost.server.rest.codec_response import encode_large_response, encode_response, large_outputs, write_outputs
 from roost.server.rest.limits import RestLimits
-from roost.server.rest.offload import Offload
+from roost.server.rest.offload import Offload, without_collections
 from roost.server.rest.paths import model_in_path
 
 
@@ -67,7 +67,7 @@ class InferHandler:
         if header_length != 0:
             decode = partial(decode_infer, model_name=name, model_version=version, context=context)
             if (len(body.data) if header_length is None else header_length) > LARGE_JSON_BYTES:
-                return await self._offload.run(body, decode, body.data, header_length)
+                return await self._offload.run(body, without_collections, decode, body.data, header_length)
             return decode(body.data, header_length)
         metadata = await self._data_plane.model_metadata(name, version)
         config = await self._data_plane.model_config(name, version)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar, TypeVarTuple, Unpack
@@ -13,6 +15,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _THREADS = 2
+_collections_off = threading.Lock()
 
 
 class Held(Protocol):
@@ -45,6 +48,7 @@ class Offload:
             args: What it is called with.
         """
         job = _Job(function, args)
+        del args  # else an error would refer to them, by its traceback
         work: Future[T] = self._executor.submit(job)
         ended = asyncio.wrap_future(work)
         if held is not None:
@@ -82,3 +86,19 @@ class _Job(Generic[T]):
         except RoostError as error:
             # Frames would keep the arguments alive in this thread.
             raise error.with_traceback(None) from None
+
+
+def without_collections(function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+    """Calls a function that makes many containers and drops them, such as a parser, without the garbage collector.
+
+    The collector would go through all of them again and again, and stop all threads each time. One call at a time,
+    so that a stream of them leaves it its chances; they could not run side by side anyway.
+    """
+    with _collections_off:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return function(*args)
+        finally:
+            if was_on:
+                gc.enable()

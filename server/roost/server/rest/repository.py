@@ -13,7 +13,7 @@ from roost.server.data_plane_protocol import DataPlane
 from roost.server.rest.body import Body, BodyReader
 from roost.server.rest.codec_json import LARGE_JSON_BYTES, check_depth, kind, parse_json
 from roost.server.rest.handlers import json_response
-from roost.server.rest.offload import Offload
+from roost.server.rest.offload import Offload, without_collections
 
 _FILE_PREFIX = "file:"
 # A multiple of four, as all base64 but its end.
@@ -59,7 +59,7 @@ class RepositoryHandlers:
 
     async def _parse(self, body: Body) -> dict[str, Any]:
         if len(body.data) > LARGE_JSON_BYTES:
-            return await self._offload.run(body, _parse_object, body.data)
+            return await self._offload.run(body, without_collections, _parse_object, body.data)
         return _parse_object(body.data)
 
     async def _decode_files(self, parameters: dict[str, bool | int | str | bytes], body: Body) -> None:
