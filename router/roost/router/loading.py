@@ -402,4 +402,4 @@ def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unava
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the server is stopping")
+    return Unavailable("the server is stopping", retry_after_s=1.0)

@@ -319,7 +319,8 @@ class Mesh:
             if pending.future.done():
                 continue
             if pending.started or pending.retried or self._stopping:
-                self._settle(pending, Unavailable("the worker that ran the request was lost; it may be sent again"))
+                lost = "the worker that ran the request was lost; it may be sent again"
+                self._settle(pending, Unavailable(lost, retry_after_s=1.0))
             else:
                 pending.retried = True
                 self._enqueue(pending, now, first=True)

@@ -123,7 +123,7 @@ class RouterDataPlane:
 
     def _refuse_while_draining(self) -> None:
         if not self._accepting:
-            raise Unavailable("the server is stopping")
+            raise Unavailable("the server is stopping", retry_after_s=1.0)
 
     def _count(self, request: InferRequest, code: Code | None) -> None:
         context = request.context

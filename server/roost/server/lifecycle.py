@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import fcntl
 import gc
-import ipaddress
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_server import GrpcServer, build_grpc_server
+from roost.server.listeners import LISTEN_BACKLOG, Listeners, open_listeners, port_of
 from roost.server.logs import configure_logging
 from roost.server.metrics import Metrics
 from roost.server.rest.app import RestRunner, build_rest_app
@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.7
 WORKER_SLOTS = 4
-LISTEN_BACKLOG = 1024
 MAX_RECEIVES = 32
 
 
@@ -75,7 +74,7 @@ def serve(config: ServeConfig) -> int:
         raise ConfigError(error.message) from None
     with (
         _state_folder(config.state_dir) as state_dir,
-        _listeners(config) as listeners,
+        open_listeners(config) as listeners,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
@@ -83,7 +82,11 @@ def serve(config: ServeConfig) -> int:
         except asyncio.CancelledError:
             log.info("stopped before the start was complete")
         except BaseExceptionGroup as group:  # task groups wrap what ends them
-            raise _only_cause(group) from None
+            cause = _only_cause(group)
+            if isinstance(cause, RoostError):
+                log.error("%s", cause.message)
+                return 1
+            raise cause from None
     return 0
 
 
@@ -91,22 +94,9 @@ def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while len(group.exceptions) == 1:
         inner = group.exceptions[0]
         if not isinstance(inner, BaseExceptionGroup):
-            return ServeError(inner.message) if isinstance(inner, RoostError) else inner
+            return inner
         group = inner
     return group
-
-
-class ServeError(Exception):
-    """The server could not start, for a reason that is no mistake of who started it."""
-
-
-class Listeners:
-    """The sockets of a server, bound before anything else is started, so that a taken port costs nothing."""
-
-    def __init__(self, http: socket.socket, admin: socket.socket, metrics: socket.socket | None) -> None:
-        self.http = http
-        self.admin = admin
-        self.metrics = metrics
 
 
 async def _serve(
@@ -171,9 +161,9 @@ async def _transports(
         await runner.setup()
         await web.SockSite(runner, listeners.http, backlog=LISTEN_BACKLOG).start()
         await grpc_server.start()
-        ports = {"http": _port(listeners.http), "grpc": grpc_port, "admin": _port(listeners.admin)}
+        ports = {"http": port_of(listeners.http), "grpc": grpc_port, "admin": port_of(listeners.admin)}
         if listeners.metrics is not None:
-            ports["metrics"] = _port(listeners.metrics)
+            ports["metrics"] = port_of(listeners.metrics)
         try:
             yield ports
         finally:
@@ -265,53 +255,11 @@ def _state_folder(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-@contextmanager
-def _listeners(config: ServeConfig) -> Iterator[Listeners]:
-    with contextlib.ExitStack() as stack:
-        http = stack.enter_context(_bind(config.host, config.http_port, "--http-port"))
-        if config.grpc_port:
-            _bind(config.host, config.grpc_port, "--grpc-port").close()  # gRPC opens it itself, once there are workers
-        admin = stack.enter_context(_bind("127.0.0.1", config.admin_port, "--admin-port"))
-        metrics = None
-        if config.metrics_port is not None:
-            metrics = stack.enter_context(_bind(config.host, config.metrics_port, "--metrics-port"))
-        if not _is_loopback(config.host):
-            log.warning("listening on %s without authentication: whoever reaches it can use the models", config.host)
-        yield Listeners(http, admin, metrics)
-
-
-def _bind(host: str, port: int, flag: str) -> socket.socket:
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise ConfigError(f"--host: can't use {host}: {error.strerror}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(LISTEN_BACKLOG)  # a port that another listens on may still be bound
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"{flag}: can't listen on {host}:{port}: {error.strerror}") from None
-    return listener
-
-
 def _bind_grpc(server: GrpcServer, config: ServeConfig) -> int:
     try:
         return server.bind(config.host, config.grpc_port)
     except OSError as error:
         raise ConfigError(f"--grpc-port: {error}") from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _port(listener: socket.socket) -> int:
-    return int(listener.getsockname()[1])
 
 
 def _raise_file_limit() -> None:

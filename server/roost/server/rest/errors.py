@@ -31,7 +31,6 @@ HTTP_STATUS: Mapping[Code, int] = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 _RETRY_STATUSES = frozenset({429, 503})
-_DEFAULT_RETRY_AFTER_S = 1.0
 
 
 class Refusal(Exception):
@@ -59,8 +58,8 @@ class ClientGone(Exception):
 
 
 def retry_after(retry_after_s: float | None) -> dict[str, str]:
-    """The Retry-After header, in whole seconds as HTTP wants them."""
-    return {"Retry-After": str(max(1, math.ceil(retry_after_s or _DEFAULT_RETRY_AFTER_S)))}
+    """The Retry-After header, in whole seconds as HTTP wants them; none where trying again does not help."""
+    return {} if retry_after_s is None else {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
