@@ -67,6 +67,8 @@ class Model:
 
     def latest(self) -> Version | None:
         """The highest version that is READY, else the highest of all."""
+        if len(self.versions) == 1:  # nearly always, and asked for each request
+            return next(iter(self.versions.values()))
         ordered = sorted(self.versions, key=version_order, reverse=True)
         ready = [v for v in ordered if self.versions[v].availability is Availability.READY]
         return self.versions[(ready or ordered)[0]] if ordered else None
