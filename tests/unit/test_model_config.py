@@ -309,7 +309,7 @@ class TestSignatures:
 
 class TestCompletion:
     def test_defaults(self) -> None:
-        config = complete_config(parse("max_batch_size: 4"), MODEL, ["1"])
+        config = complete_config(parse("max_batch_size: 4"), MODEL)
         expected = """
             name: "m" platform: "onnxruntime_onnx" backend: "onnxruntime" max_batch_size: 4
             version_policy { latest { num_versions: 1 } }
@@ -338,7 +338,7 @@ class TestCompletion:
         description = parse(text)
         written = mc.ModelConfig()
         written.CopyFrom(description.config)
-        config = complete_config(description, effective_signature(description, MODEL), ["1", "2"])
+        config = complete_config(description, effective_signature(description, MODEL))
         assert description.config == written
         assert config.version_policy == written.version_policy
         assert config.parameters["intra_op_thread_count"].string_value == "2"
@@ -354,13 +354,13 @@ class TestCompletion:
         assert list(config.dynamic_batching.preferred_batch_size) == [8]
 
     def test_max_batch_size_is_never_raised(self) -> None:
-        config = complete_config(parse("dynamic_batching { }"), MODEL, [])
+        config = complete_config(parse("dynamic_batching { }"), MODEL)
         assert config.max_batch_size == 0
         assert list(config.input[0].dims) == [-1, 3]
         assert not config.dynamic_batching.preferred_batch_size
 
     def test_dummy_has_no_platform(self) -> None:
-        config = complete_config(parse('backend: "dummy"'), MODEL, [])
+        config = complete_config(parse('backend: "dummy"'), MODEL)
         assert (config.platform, config.backend, config.default_model_filename) == ("", "dummy", "model.dummy")
 
 
@@ -440,11 +440,11 @@ class TestProperties:
     def test_the_completed_config_describes_the_same_model(self, case: tuple[ModelDescription, Signature]) -> None:
         description, model = case
         merged = effective_signature(description, model)
-        config = complete_config(description, merged, ["1"])
+        config = complete_config(description, merged)
         again = parse_config_json(json_format.MessageToJson(config, preserving_proto_field_name=True), "m")
         assert again.max_batch_size == description.max_batch_size
         assert effective_signature(again, model) == merged
-        assert complete_config(again, merged, ["1"]) == config
+        assert complete_config(again, merged) == config
 
     @settings(deadline=None)
     @given(_signatures(), st.data())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 from roost.core.tensors import DATATYPES, Signature, TensorSpec
@@ -11,9 +10,7 @@ from roost.registry_client.backends import PLATFORMS
 from roost.registry_client.description import ModelDescription
 
 
-def complete_config(
-    description: ModelDescription, signature: Signature, version_names: Sequence[str] = ()
-) -> mc.ModelConfig:
+def complete_config(description: ModelDescription, signature: Signature) -> mc.ModelConfig:
     """Fills a configuration's defaults as Triton does, except that ``max_batch_size`` stays as written.
 
     The result can be sent back as the configuration of a load call: it describes the same model. For that
@@ -23,12 +20,10 @@ def complete_config(
     Args:
         description: The model's description.
         signature: Its effective signature, shapes with the batch dimension.
-        version_names: The versions there are; a ModelConfig has no place for them (metadata has).
 
     Returns:
         A message of its own that the caller may change.
     """
-    del version_names
     config = mc.ModelConfig()
     config.CopyFrom(description.config)
     config.backend = description.backend

@@ -199,20 +199,17 @@ class Loader:
         self.room.changed()
 
     def _make_room(self, idle: Sequence[int], busy: Sequence[int]) -> None:
-        by_id = {i: instance for worker in self._workers for i, instance in worker.instances.items()}
-        for number in idle:
-            instance = by_id[number]
-            log.debug("evicting %s: least recently used", instance.revision.key)
-            self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
-            self.evict(instance)
-        for number in busy:
-            instance = by_id[number]
-            log.debug("draining %s: others wait for its memory", instance.revision.key)
-            self._stats.of(instance.revision.key.name, instance.revision.key.version).evictions += 1
-            instance.advance(InstanceEvent.DRAIN)
-            self._ledger.leaving(number)
+        for number in (*idle, *busy):
+            instance = next(w.instances[number] for w in self._workers if number in w.instances)
+            key = instance.revision.key
+            self._stats.of(key.name, key.version).evictions += 1
             if not instance.leases:
+                log.debug("evicting %s: least recently used", key)
                 self.evict(instance)
+            else:
+                log.debug("draining %s: others wait for its memory", key)
+                instance.advance(InstanceEvent.DRAIN)
+                self._ledger.leaving(number)
 
     async def _load(self, revision: Revision, load: asyncio.Future[RoostError | None]) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""

@@ -11,12 +11,12 @@ import math
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from roost.core.errors import Cancelled, DeadlineExceeded, ResourceExhausted, RoostError, Unavailable
 from roost.core.frames import Response, Run, WireTensor
 from roost.core.requests import InferRequest, InferResponse
-from roost.core.tensors import Tensor
+from roost.core.tensors import Buffer, Tensor
 from roost.router.admission import ByteBudget
 from roost.router.batching import Dispatch, plan
 from roost.router.catalog import Catalog
@@ -368,7 +368,8 @@ class Mesh:
         stats.executions += 1
         request.context.run_started = response.times.input_start / 1e9
         request.context.run_ended = response.times.output_end / 1e9
-        outputs = [Tensor(t.name, t.datatype, t.shape, _inline(t)) for t in response.outputs]
+        # Workers answer inline, as long as no regions are handed to them.
+        outputs = [Tensor(t.name, t.datatype, t.shape, cast(Buffer, t.data)) for t in response.outputs]
         self._settle(pending, InferResponse(request.model_name, revision.key.version, outputs, request.id))
         self._slot_freed(worker)
 
@@ -391,7 +392,3 @@ def _free_instance(revision: Revision) -> Instance | None:
         if best is None or instance.worker.free_slots > best.worker.free_slots:
             best = instance
     return best
-
-
-def _inline(tensor: WireTensor) -> Any:
-    return tensor.data

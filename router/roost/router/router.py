@@ -21,6 +21,7 @@ from roost.core.metadata import IndexEntry, ModelMetadata
 from roost.core.names import version_order
 from roost.core.requests import InferRequest, InferResponse
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.backends import PLATFORMS
 from roost.registry_client.model_config import complete_config
 from roost.registry_client.repository import LocalRepository
 from roost.router.catalog import UNLOADED, Catalog, Model, Version, never_loaded
@@ -101,9 +102,8 @@ class Router:
         found, contract = await self._described(name, version)
         model = await self._catalog.model(found.revision.key.name)
         ready = [v for v, state in model.versions.items() if state.availability is Availability.READY]
-        config = found.revision.description.config
-        backend = found.revision.description.backend
-        platform = config.platform or ("onnxruntime_onnx" if backend == "onnxruntime" else backend)
+        description = found.revision.description
+        platform = description.config.platform or PLATFORMS.get(description.backend, description.backend)
         versions = (found.revision.key.version,) if version else tuple(sorted(ready, key=version_order))
         signature = contract.signature
         return ModelMetadata(name, versions, platform, signature.inputs, signature.outputs)
@@ -115,8 +115,7 @@ class Router:
             RoostError: If there is no such version or it can't be loaded.
         """
         found, contract = await self._described(name, version)
-        model = await self._catalog.model(found.revision.key.name)
-        return complete_config(found.revision.description, contract.signature, list(model.versions))
+        return complete_config(found.revision.description, contract.signature)
 
     async def index(self, ready: bool) -> list[IndexEntry]:
         """All versions with their state."""
