@@ -18,6 +18,7 @@ import numpy.typing as npt
 from roost.core.errors import error_of
 from roost.core.frames import (
     HEADER_BYTES,
+    Credit,
     FrameType,
     Response,
     Run,
@@ -143,10 +144,11 @@ class WorkerClient:
         outputs: Sequence[str] = (),
         parameters: Parameters | None = None,
         deadline_ns: int = 0,
+        credit: Credit | None = None,
     ) -> int:
         request = next(self._requests)
         wire = [WireTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data) for tensor in inputs]
-        self.send(run_frame(request, Run(instance, deadline_ns, wire, outputs, parameters or {})))
+        self.send(run_frame(request, Run(instance, deadline_ns, wire, outputs, parameters or {}, credit)))
         return request
 
     def end_run(self, request: int) -> Response:

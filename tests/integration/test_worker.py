@@ -27,14 +27,26 @@ from roost.core.errors import (
     RoostError,
     Unimplemented,
 )
-from roost.core.frames import FrameType, Region, Run, WireTensor, control_frame, pack_header, parse_error, run_frame
-from roost.core.tensors import Tensor, from_array
+from roost.core.frames import (
+    Credit,
+    FrameType,
+    Region,
+    Run,
+    WireTensor,
+    control_frame,
+    credit_frame,
+    pack_header,
+    parse_error,
+    run_frame,
+)
+from roost.core.tensors import Parameters, Tensor, from_array
 from roost.runtimes.protocol import NOT_LOADED
 
 from tests.models import write_dummy, write_garbage, write_loop, write_mlp, write_simple
 from tests.worker_client import TIMEOUT_S, WorkerClient, arrays_of, simple_inputs
 
 MIB = 1 << 20
+ENDLESS = Credit(2**31, 2**40)
 
 
 @pytest.fixture
@@ -291,10 +303,77 @@ def test_dummy_models(worker: WorkerClient, tmp_path: Path) -> None:
     assert [a["count"].tolist() for a in arrays] == [[[1]] * 3, [[2]] * 3]
     assert arrays[0]["pid"][0, 0] == worker.process.pid
     assert arrays[0]["batch"][0, 0] == 3
-    request = worker.begin_run(1, rows(), parameters={"stream": 3}, outputs=["sequence"])
+    request = worker.begin_run(1, rows(), parameters={"stream": 3}, outputs=["sequence"], credit=ENDLESS)
     responses = [worker.end_run(request) for _ in range(3)]
     assert [(r.sequence, r.final) for r in responses] == [(0, False), (1, False), (2, True)]
     assert [arrays_of(r)["sequence"].tolist() for r in responses] == [[[0]], [[1]], [[2]]]
+
+
+@pytest.mark.parametrize(
+    ("credit", "then", "sent"),
+    [(Credit(2, MIB), Credit(1, 1), [2, 3]), (Credit(9, 20), Credit(9, 28), [2, 3]), (Credit(9, 1), ENDLESS, [1, 5])],
+    ids=["responses", "bytes", "one that is larger than all credit"],
+)
+def test_a_stream_sends_as_much_as_it_has_credit_for(
+    worker: WorkerClient, tmp_path: Path, credit: Credit, then: Credit, sent: list[int]
+) -> None:
+    worker.load(1, write_dummy(tmp_path / "model.dummy", stream=5, close_empty=True))
+    request = worker.begin_run(1, rows(), credit=credit)
+    came = 0
+    for count in sent:
+        while came < count:
+            assert worker.end_run(request).sequence == came
+            came += 1
+        if count < 5:
+            ping = worker.begin(FrameType.PING)
+            assert worker.read().request == ping, "a response came for which there was no credit"
+            assert worker.status()["running"] == 1
+            worker.send([credit_frame(request, then)])
+    worker.cancel(request)
+    worker.load(2, write_simple(tmp_path / "model.onnx"))
+    assert worker.run(2, simple_inputs()).final
+
+
+def test_how_dummy_streams_end(worker: WorkerClient, tmp_path: Path) -> None:
+    worker.load(1, write_dummy(tmp_path / "model.dummy", [("n", "INT32", (1,))], [("n", "INT32", (1,))]))
+    cases: list[tuple[Parameters, int, int | None]] = [
+        ({"stream": 2}, 1, 1),
+        ({"stream": 0}, 0, 0),
+        ({"stream": 2, "close_empty": True, "interval_s": 0.001}, 2, 0),
+        ({"stream_from_input": True}, 2, 1),
+        ({"stream": 5, "fail_after": 2, "fail": "enough"}, 2, None),
+    ]
+    for parameters, count, last in cases:
+        inputs = [from_array("n", "INT32", np.array([3]))]
+        request = worker.begin_run(1, inputs, parameters=parameters, credit=ENDLESS)
+        assert [worker.end_run(request).final for _ in range(count)] == [False] * count
+        if last is None:
+            with pytest.raises(Internal, match="enough"):
+                worker.end_run(request)
+        else:
+            response = worker.end_run(request)
+            assert (response.final, len(response.outputs)) == (True, last)
+
+
+@pytest.mark.parametrize("stream", [0, 2, 3])
+def test_a_model_that_is_not_decoupled_answers_exactly_once(worker: WorkerClient, tmp_path: Path, stream: int) -> None:
+    worker.load(1, write_dummy(tmp_path / "model.dummy", stream=stream))
+    with pytest.raises(Internal, match="did not answer exactly once"):
+        worker.run(1, rows())
+    assert worker.run(1, rows(), parameters={"stream": 1}).final
+    assert worker.status()["running"] == 0
+
+
+@pytest.mark.parametrize("interval_s", [0, TIMEOUT_S], ids=["without credit", "between two responses"])
+def test_a_stream_that_waits_is_cancelled(worker: WorkerClient, tmp_path: Path, interval_s: float) -> None:
+    worker.load(1, write_dummy(tmp_path / "model.dummy", stream=10, interval_s=interval_s))
+    request = worker.begin_run(1, rows(), credit=Credit(1, MIB))
+    assert not worker.end_run(request).final
+    worker.cancel(request)
+    with pytest.raises(Cancelled):
+        worker.end_run(request)
+    worker.send([credit_frame(request, ENDLESS)])  # too late, and harmless
+    assert worker.run(1, rows(), parameters={"stream": 1}).final
 
 
 def test_large_tensors_arrive_whole(worker: WorkerClient, tmp_path: Path) -> None:

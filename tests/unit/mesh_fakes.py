@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from roost.core.errors import Cancelled, RoostError
-from roost.core.frames import FrameType, Response, Run, StepTimes, WireTensor
+from roost.core.frames import Credit, FrameType, Response, Run, StepTimes, WireTensor
 from roost.core.names import DEFAULT_NAMESPACE, VersionKey
 from roost.core.requests import InferRequest, InferResponse, RequestContext
 from roost.core.tensors import Signature, Tensor, TensorSpec
@@ -27,9 +27,10 @@ from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.policy import ModelPolicy
 from roost.registry_client.repository import ModelFolder
-from roost.router.catalog import Catalog, Model, Version
+from roost.router.catalog import Catalog
 from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
+from roost.router.models import Model, Version
 from roost.router.placement import Ledger
 from roost.router.process import WorkerProcess, WorkerSpec
 from roost.router.revision import Pending, Revision
@@ -89,6 +90,11 @@ class Job:
     run: Run
     started: bool = False
     cancelled: bool = False
+    emitted: int = 0
+    credit: Credit = field(default=Credit(0, 0))
+
+    def __post_init__(self) -> None:
+        self.credit = self.run.credit or self.credit
 
     @property
     def model(self) -> str:
@@ -106,6 +112,25 @@ class Job:
         self._end()
         outputs = [WireTensor("y", t.datatype, t.shape, t.data) for t in self.run.inputs]
         self.process.listener.on_response(self.number, Response(outputs, times=StepTimes(1, 2, 2, 3, 3, 4)))
+
+    def emit(self, size_bytes: int = 1) -> bool:
+        """The worker sends a response that is not the last one, if it has the credit for one; whether it had."""
+        if self.run.credit is not None:
+            if self.credit.responses <= 0 or self.credit.bytes <= 0:
+                return False
+            self.credit = Credit(self.credit.responses - 1, self.credit.bytes - size_bytes)
+        if not self.started:
+            self.start()
+        output = WireTensor("y", "UINT8", (size_bytes,), bytes([self.emitted % 256]) * size_bytes)
+        response = Response([output], self.emitted, final=False, times=StepTimes(1, 2, 2, 3, 3, 4))
+        self.emitted += 1
+        self.process.listener.on_response(self.number, response)
+        return True
+
+    def close(self) -> None:
+        """The worker's model ends a stream without another response."""
+        self._end()
+        self.process.listener.on_response(self.number, Response([], self.emitted, times=StepTimes(1, 2, 2, 3, 3, 4)))
 
     def fail(self, error: RoostError) -> None:
         """The worker could not do it."""
@@ -135,6 +160,11 @@ class FakeLink:
         for job in self._process.farm.jobs:
             if job.process is self._process and job.number == number:
                 job.cancelled = True
+
+    def send_credit(self, number: int, credit: Credit) -> None:
+        for job in self._process.farm.jobs:
+            if job.process is self._process and job.number == number:
+                job.credit = Credit(job.credit.responses + credit.responses, job.credit.bytes + credit.bytes)
 
     async def hung(self) -> None:
         await self._process.hung.wait()
@@ -378,11 +408,12 @@ class Bed:
     revisions: list[Revision] = field(default_factory=list)
     sent: list[Pending] = field(default_factory=list)
 
-    def model(self, name: str, size: int, *, pin: bool = False) -> Revision:
+    def model(self, name: str, size: int, *, pin: bool = False, decoupled: bool = False) -> Revision:
         """Makes a model of so many bytes known."""
         self.sizes[name] = size
         policy = ModelPolicy(memory_bytes=size, pin=pin)
-        description = ModelDescription(mc.ModelConfig(name=name), "dummy", policy, 0)
+        config = mc.ModelConfig(name=name, model_transaction_policy={"decoupled": decoupled})
+        description = ModelDescription(config, "dummy", policy, 0)
         key = VersionKey(DEFAULT_NAMESPACE, name, "1")
         revision = Revision(key, cast(ModelFolder, FakeFolder(name)), description)
         self.catalog.install(

@@ -14,6 +14,8 @@ from roost.core.errors import Code
 from roost.core.frames import (
     ALIGNMENT,
     HEADER_BYTES,
+    MORE_FOLLOW,
+    Credit,
     FrameError,
     FrameType,
     Region,
@@ -22,9 +24,11 @@ from roost.core.frames import (
     StepTimes,
     WireTensor,
     control_frame,
+    credit_frame,
     error_frame,
     pack_header,
     parse_control,
+    parse_credit,
     parse_error,
     parse_response,
     parse_run,
@@ -47,11 +51,21 @@ TENSORS = st.builds(
     st.binary(max_size=200) | REGIONS,
 )
 PARAMETERS = st.dictionaries(NAMES, st.booleans() | I64 | st.floats(allow_nan=False) | NAMES, max_size=4)
-RUNS = st.builds(Run, U64, I64, st.lists(TENSORS, max_size=4), st.lists(NAMES, max_size=3), PARAMETERS)
+CREDITS = st.builds(Credit, st.integers(1, 2**32 - 1), U64)
+RUNS = st.builds(
+    Run, U64, I64, st.lists(TENSORS, max_size=4), st.lists(NAMES, max_size=3), PARAMETERS, st.none() | CREDITS
+)
 RESPONSES = st.builds(
     Response, st.lists(TENSORS, max_size=4), U32, st.booleans(), st.builds(StepTimes, I64, I64, I64, I64, I64, I64)
 )
-PARSERS: list[Callable[[Buffer], Any]] = [parse_run, parse_response, parse_control, parse_error, unpack_header]
+PARSERS: list[Callable[[Buffer], Any]] = [
+    parse_run,
+    parse_response,
+    parse_control,
+    parse_credit,
+    parse_error,
+    unpack_header,
+]
 
 
 def joined(buffers: list[Buffer]) -> bytes:
@@ -75,13 +89,14 @@ def test_run_round_trip(request_id: int, run: Run) -> None:
     parsed = parse_run(frame[HEADER_BYTES:])
     assert (parsed.instance, parsed.deadline_ns, list(parsed.outputs)) == (run.instance, run.deadline_ns, run.outputs)
     assert dict(parsed.parameters) == dict(run.parameters)
+    assert parsed.credit == run.credit
     assert as_rows(parsed.inputs) == as_rows(run.inputs)
 
 
 @given(U64, RESPONSES)
 def test_response_round_trip(request_id: int, response: Response) -> None:
     frame = joined(response_frame(request_id, response))
-    assert unpack_header(frame).type is FrameType.RESPONSE
+    assert unpack_header(frame)[:2] == (FrameType.RESPONSE, 0 if response.final else MORE_FOLLOW)
     parsed = parse_response(frame[HEADER_BYTES:])
     assert (parsed.sequence, parsed.final, parsed.times) == (response.sequence, response.final, response.times)
     assert as_rows(parsed.outputs) == as_rows(response.outputs)
@@ -102,6 +117,19 @@ def test_control_round_trip(type_: FrameType, request_id: int, payload: dict[str
     frame = control_frame(type_, request_id, payload)
     assert unpack_header(frame)[:3] == (type_, 0, request_id)
     assert parse_control(frame[HEADER_BYTES:]) == payload
+
+
+@given(U64, CREDITS)
+def test_credit_round_trip(request_id: int, credit: Credit) -> None:
+    frame = credit_frame(request_id, credit)
+    assert unpack_header(frame)[:3] == (FrameType.CREDIT, 0, request_id)
+    assert parse_credit(frame[HEADER_BYTES:]) == credit
+
+
+@pytest.mark.parametrize("text", ["{}", '{"responses": 1}', '{"responses": "1", "bytes": 1}', '{"responses": -1}'])
+def test_credits_without_numbers(text: str) -> None:
+    with pytest.raises(FrameError):
+        parse_credit(text.encode())
 
 
 @given(U64, st.sampled_from(Code), NAMES)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roost.core.errors import Code, InvalidArgument, Unavailable
+from roost.core.errors import Code, InvalidArgument, RoostError, Unavailable
 from roost.core.frames import (
     HEADER_BYTES,
+    Credit,
     FrameType,
     Header,
     Response,
@@ -88,6 +89,9 @@ class Recorder:
 
     def on_run_error(self, run: int, error: Exception) -> None:
         self.said.append(("error", run, str(error)))
+
+    def on_response_refused(self, run: int, error: RoostError) -> None:
+        self.said.append(("refused", run, str(error)))
 
     def on_lost(self, link: Link) -> None:
         self.lost += 1
@@ -254,6 +258,7 @@ async def test_the_end_of_the_link_fails_what_waits_and_all_that_comes() -> None
         await link.call(FrameType.LOAD, {})
     link.send_run(1, Run(1, 0, []))
     link.send_cancel(1)
+    link.send_credit(1, Credit(1, 1))
     link.abort()
     assert len(transport.written) == written
     assert recorder.lost == 1
@@ -307,9 +312,9 @@ def test_runs_are_written_whole_and_numbers_are_never_used_twice() -> None:
     assert bytes(run.inputs[0].data) == data
 
 
-def _answer(run: int, size_bytes: int) -> bytes:
+def _answer(run: int, size_bytes: int, *, final: bool = True) -> bytes:
     tensor = WireTensor("y", "UINT8", (size_bytes,), bytes(size_bytes))
-    return b"".join(bytes(part) for part in response_frame(run, Response([tensor])))
+    return b"".join(bytes(part) for part in response_frame(run, Response([tensor], final=final)))
 
 
 async def test_a_large_answer_is_charged_as_long_as_anybody_looks_at_it() -> None:
@@ -325,9 +330,9 @@ async def test_a_large_answer_is_charged_as_long_as_anybody_looks_at_it() -> Non
 async def test_an_answer_over_the_budget_is_refused_and_the_link_goes_on() -> None:
     link, _, recorder = connected()
     recorder.answers = ByteBudget(1 << 20, "answers")
-    feed(link, _answer(1, 2 << 20) + _answer(2, 4))
+    feed(link, _answer(1, 2 << 20) + _answer(2, 4) + _answer(3, 2 << 20, final=False))
     kinds = [said[:2] for said in recorder.said]
-    assert kinds == [("error", 1), ("response", 2)]
+    assert kinds == [("error", 1), ("response", 2), ("refused", 3)]
     assert "more than the 1 MiB" in recorder.said[0][2]
     assert recorder.answers.used_bytes == 0
 

@@ -30,6 +30,7 @@ from tests.unit.mesh_fakes import Bed, Farm, bed
 from tests.virtual_time import run, settle
 
 BUDGET = 100
+DECOUPLED = "bg"
 SIZES = {"a": 30, "b": 40, "c": 60, "d": 100, "e": 101, "f": 10, "g": 10}
 Step: TypeAlias = tuple[str, Any]
 
@@ -40,6 +41,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     ),
     st.tuples(st.just("submit"), st.tuples(st.sampled_from("abcfg"), st.just(math.inf))),
     st.tuples(st.sampled_from(["answer", "answer", "start", "fail", "cancel", "call done", "call done"]), INDEX),
+    st.tuples(st.sampled_from(["emit", "emit", "take", "refuse"]), INDEX),
     st.tuples(st.just("call fails"), st.tuples(INDEX, st.sampled_from([InvalidArgument, ResourceExhausted, Internal]))),
     st.tuples(st.just("lose"), st.tuples(INDEX, st.sampled_from([1, -signal.SIGKILL, None]))),
     st.tuples(st.sampled_from(["look", "bring", "bring and go", "retire"]), st.sampled_from("abcd")),
@@ -53,7 +55,7 @@ class Script:
 
     def __init__(self, on: Bed) -> None:
         self.on = on
-        self.models = {name: on.model(name, size, pin=name == "a") for name, size in SIZES.items()}
+        self.models = {name: self.model(name) for name in SIZES}
         self.settled: dict[Pending, int] = {}
         self.tasks: list[asyncio.Task[RoostError | None]] = []
 
@@ -70,6 +72,13 @@ class Script:
                     job.fail(Internal("failed"))
                 elif not job.started:
                     job.start()
+            case "emit", index if farm.jobs:
+                farm.jobs[index % len(farm.jobs)].emit()
+            case "refuse", index if farm.jobs:
+                job = farm.jobs[index % len(farm.jobs)]
+                job.process.listener.on_response_refused(job.number, ResourceExhausted("no memory"))
+            case "take", index if on.sent:
+                self.tasks.append(on.group.create_task(self.take(on.sent[-1 - index % len(on.sent)])))
             case "cancel", index if on.sent:
                 on.mesh.abandon(on.sent[-1 - index % len(on.sent)])
             case "call done", index if farm.calls:
@@ -88,12 +97,28 @@ class Script:
                 self.bring(self.models[name], what)
             case "retire", name:
                 on.mesh.retire(self.models[name])
-                self.models[name] = on.model(name, SIZES[name], pin=name == "a")
+                self.models[name] = self.model(name)
             case "time", seconds:
                 await asyncio.sleep(seconds)
             case "may start", value:
                 farm.may_start = value
         self.check()
+
+    def model(self, name: str) -> Revision:
+        return self.on.model(name, SIZES[name], pin=name == "a", decoupled=name in DECOUPLED)
+
+    async def take(self, pending: Pending) -> RoostError | None:
+        """Takes a response of a stream, if there is one."""
+        if pending.stream is None or pending.future.cancelled():
+            return None
+        try:
+            async with asyncio.timeout(0):
+                await pending.stream.take()
+        except TimeoutError:
+            pass
+        except RoostError as error:
+            return error
+        return None
 
     def submit(self, revision: Revision, timeout_s: float) -> None:
         try:

@@ -44,20 +44,43 @@ class Code(StrEnum):
     INTERNAL = "INTERNAL"
 
 
+class Limit(StrEnum):
+    """A limit of the server that a request ran into, as the metrics call it.
+
+    ``DEADLINE`` is one that passed before the model began, ``RUN_DEADLINE`` one that passed while it ran. ``WORKER`` is
+    any limit that a worker or the model itself ran into.
+    """
+
+    QUEUE_FULL = "queue_full"
+    QUEUE_BYTES = "queue_bytes"
+    BODY_BUDGET = "body_budget"
+    ANSWER_BUDGET = "answer_budget"
+    NO_MEMORY = "no_memory"
+    RECEIVES = "receives"
+    TOO_LARGE = "too_large"
+    DEADLINE = "deadline"
+    RUN_DEADLINE = "run_deadline"
+    RECEIVE_TIMEOUT = "receive_timeout"
+    DRAINING = "draining"
+    WORKER = "worker"
+
+
 class RoostError(Exception):
     """An error whose message may be shown to a client: no paths, keys or memory names in it.
 
     Args:
         message: What went wrong, in one sentence.
         retry_after_s: When trying again may help, in seconds; None if it is not known.
+        limit: The limit that was in the way, if one was.
     """
 
     code: ClassVar[Code] = Code.INTERNAL
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, limit: Limit | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        self.limit = limit
 
 
 class InvalidArgument(RoostError):
@@ -136,6 +159,15 @@ class Internal(RoostError):
     """A defect of the server or a failure inside a model."""
 
     code = Code.INTERNAL
+
+
+# What an error without a limit of its own ran into: those come from workers, or from runs that nobody told of it.
+_LIMIT_OF_CODE = {Code.RESOURCE_EXHAUSTED: Limit.WORKER, Code.DEADLINE_EXCEEDED: Limit.DEADLINE}
+
+
+def limit_of(error: RoostError) -> Limit | None:
+    """The limit that an error is about; None if it is no refusal. No refusal goes without one."""
+    return error.limit or _LIMIT_OF_CODE.get(error.code)
 
 
 _CLASSES: dict[Code, type[RoostError]] = {cls.code: cls for cls in RoostError.__subclasses__()}

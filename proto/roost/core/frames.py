@@ -32,9 +32,12 @@ _MAGIC = b"RO"
 _HEADER = struct.Struct("<2sBBIQQ")
 HEADER_BYTES = _HEADER.size
 
+MORE_FOLLOW = 1
+"""Flag of a RESPONSE that is not the last one: a router without memory for its payload has to know that, too."""
+
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
-_RUN = struct.Struct("<QqI")
+_RUN = struct.Struct("<QqIQI")
 _RESPONSE = struct.Struct("<IB3x6q")
 _TENSOR = struct.Struct("<BBB")
 _INLINE = struct.Struct("<Q")
@@ -95,6 +98,14 @@ class WireTensor:
     data: Buffer | Region
 
 
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """How much more of a stream the router takes: a number of responses, and bytes of their tensors."""
+
+    responses: int
+    bytes: int
+
+
 @dataclass(slots=True)
 class Run:
     """A batch to run.
@@ -105,6 +116,8 @@ class Run:
         inputs: Input tensors.
         outputs: Names of the outputs wanted; empty: all.
         parameters: Request parameters for the model.
+        credit: What the router takes of a decoupled model's stream before it grants more; None: the model is not
+            decoupled, it answers exactly once.
     """
 
     instance: int
@@ -112,6 +125,10 @@ class Run:
     inputs: Sequence[WireTensor]
     outputs: Sequence[str] = ()
     parameters: Parameters = field(default_factory=dict)
+    credit: Credit | None = None
+
+
+_NO_CREDIT = Credit(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +220,30 @@ def parse_error(payload: Buffer) -> tuple[Code, str]:
         raise FrameError("an error without a known code and a message") from None
 
 
+def credit_frame(request: int, credit: Credit) -> bytes:
+    """Makes the frame that lets a stream go on."""
+    return control_frame(FrameType.CREDIT, request, {"responses": credit.responses, "bytes": credit.bytes})
+
+
+def parse_credit(payload: Buffer) -> Credit:
+    """Reads a CREDIT payload.
+
+    Raises:
+        FrameError: If it does not say how much.
+    """
+    value = parse_control(payload)
+    credit = Credit(value.get("responses", -1), value.get("bytes", -1))
+    for amount in (credit.responses, credit.bytes):
+        if not isinstance(amount, int) or amount < 0:
+            raise FrameError("a credit without a number of responses and of bytes")
+    return credit
+
+
 def run_frame(request: int, run: Run) -> list[Buffer]:
     """Makes a RUN frame as buffers to write one after the other; tensor data is not copied."""
     parameters = json.dumps(dict(run.parameters), separators=(",", ":")).encode() if run.parameters else b""
-    head = bytearray(_RUN.pack(run.instance, run.deadline_ns, len(parameters)))
+    credit = run.credit or _NO_CREDIT
+    head = bytearray(_RUN.pack(run.instance, run.deadline_ns, credit.responses, credit.bytes, len(parameters)))
     head += parameters
     head += _U16.pack(len(run.outputs))
     for name in run.outputs:
@@ -221,10 +258,11 @@ def parse_run(payload: Buffer) -> Run:
         FrameError: If it is cut short or inconsistent.
     """
     reader = _Reader(payload)
-    instance, deadline_ns, parameter_bytes = reader.take(_RUN)
+    instance, deadline_ns, responses, credit_bytes, parameter_bytes = reader.take(_RUN)
     parameters = parse_control(reader.bytes(parameter_bytes))
     outputs = [reader.text() for _ in range(reader.take(_U16)[0])]
-    return Run(instance, deadline_ns, reader.tensors(), outputs, parameters)
+    credit = Credit(responses, credit_bytes) if responses else None
+    return Run(instance, deadline_ns, reader.tensors(), outputs, parameters, credit)
 
 
 def response_frame(request: int, response: Response) -> list[Buffer]:
@@ -242,7 +280,8 @@ def response_frame(request: int, response: Response) -> list[Buffer]:
             t.output_end,
         )
     )
-    return _with_tensors(FrameType.RESPONSE, request, head, response.outputs)
+    flags = 0 if response.final else MORE_FOLLOW
+    return _with_tensors(FrameType.RESPONSE, request, head, response.outputs, flags)
 
 
 def parse_response(payload: Buffer) -> Response:
@@ -262,7 +301,9 @@ def _put_text(head: bytearray, text: str) -> None:
     head += encoded
 
 
-def _with_tensors(type_: FrameType, request: int, head: bytearray, tensors: Sequence[WireTensor]) -> list[Buffer]:
+def _with_tensors(
+    type_: FrameType, request: int, head: bytearray, tensors: Sequence[WireTensor], flags: int = 0
+) -> list[Buffer]:
     """Appends the tensor table to ``head`` and lines the inline elements up behind it."""
     head += _U16.pack(len(tensors))
     inline: list[Buffer] = []
@@ -288,7 +329,7 @@ def _with_tensors(type_: FrameType, request: int, head: bytearray, tensors: Sequ
             buffers.append(bytes(padding))
         buffers.append(data)
         length += padding + len(data)
-    buffers[0] = pack_header(type_, request, length)
+    buffers[0] = pack_header(type_, request, length, flags)
     return buffers
 
 

@@ -102,12 +102,19 @@ class TensorSpec:
         datatype: A key of ``DATATYPES``.
         shape: Dimensions; -1 is any.
         optional: Whether a request may leave it out.
+        inner: The shape that the model itself has, where clients see another.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     optional: bool = False
+    inner: tuple[int, ...] | None = None
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """The shape that the model itself has."""
+        return self.shape if self.inner is None else self.inner
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from roost.core import frames
 from roost.core.errors import ResourceExhausted, RoostError, Unavailable, error_of
-from roost.core.frames import FrameError, FrameType, Header, Run
+from roost.core.frames import Credit, FrameError, FrameType, Header, Run
 from roost.core.tensors import Buffer
 from roost.router.admission import AnswerMemory, ByteBudget
 
@@ -36,6 +36,9 @@ class Link(Protocol):
 
     def send_cancel(self, number: int) -> None:
         """Tells the worker that nobody waits for a run or load any more."""
+
+    def send_credit(self, number: int, credit: Credit) -> None:
+        """Lets the stream of a run go on."""
 
     async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
@@ -68,6 +71,9 @@ class LinkListener(Protocol):
 
     def on_run_error(self, run: int, error: Exception) -> None:
         """A run has failed."""
+
+    def on_response_refused(self, run: int, error: RoostError) -> None:
+        """There was no memory for a response of a stream, which goes on."""
 
     def on_lost(self, link: Link) -> None:
         """The worker is gone, or talks nonsense; called once."""
@@ -104,6 +110,10 @@ class WorkerLink(asyncio.BufferedProtocol):
     def send_cancel(self, number: int) -> None:
         """Tells the worker that nobody waits for a run or load any more."""
         self._write([frames.control_frame(FrameType.CANCEL, number)])
+
+    def send_credit(self, number: int, credit: Credit) -> None:
+        """Lets the stream of a run go on; one that has ended meanwhile is fine."""
+        self._write([frames.credit_frame(number, credit)])
 
     async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
@@ -218,7 +228,9 @@ class WorkerLink(asyncio.BufferedProtocol):
         payload, self._payload = self._payload, None
         refusal, self._refusal = self._refusal, None
         self._header = None
-        if refusal is not None:
+        if refusal is not None and header.flags & frames.MORE_FOLLOW:
+            self._listener.on_response_refused(header.request, refusal)
+        elif refusal is not None:
             self._on_error(header.request, refusal)
         elif payload is not None:
             self._dispatch(header, payload)

@@ -11,9 +11,10 @@ import math
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
-from roost.core.errors import Cancelled, DeadlineExceeded, ResourceExhausted, RoostError, Unavailable
+from roost.core.errors import Cancelled, DeadlineExceeded, Internal, Limit, ResourceExhausted, RoostError, Unavailable
 from roost.core.frames import Response, Run, WireTensor
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Buffer, Tensor
@@ -24,6 +25,7 @@ from roost.router.failures import Fault, next_failure
 from roost.router.loading import Loader, failure_error
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
+from roost.router.records import note_steps
 from roost.router.revision import Instance, Pending, Revision
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
@@ -76,7 +78,8 @@ class Mesh:
         self._catalog = catalog
         self._stats = stats
         self._group = group
-        answers = ByteBudget(settings.max_answer_bytes, "answers that clients have not read yet")
+        what = "answers that clients have not read yet"
+        answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
         self.workers = [Worker(number, settings.spec, self, launch, answers) for number in range(settings.workers)]
         self.loader = Loader(
             ledger,
@@ -124,6 +127,11 @@ class Mesh:
         """Whether at least one worker is up."""
         return any(worker.up for worker in self.workers)
 
+    def begin_use(self, revision: Revision) -> None:
+        """A revision gets its first request: what is said of its version starts anew."""
+        revision.used = True
+        self._stats.of(revision.key.name, revision.key.version).restart()
+
     def submit(self, revision: Revision, request: InferRequest) -> Pending:
         """Takes a checked request into its revision's queue; the answer comes through the future of what is returned.
 
@@ -139,9 +147,11 @@ class Mesh:
         self._admit(revision, nbytes)
         loop = asyncio.get_running_loop()
         pending = Pending(revision, request, loop.create_future(), nbytes)
+        if pending.stream is not None:
+            pending.future.add_done_callback(partial(self._stream_ended, pending))
         if deadline < math.inf:
             pending.timer = loop.call_later(deadline - now, self._expire, pending)
-        request.context.queued = now
+        request.context.queued = request.context.queued or now
         self._enqueue(pending, now)
         self._pump(revision)
         return pending
@@ -166,10 +176,13 @@ class Mesh:
         limit = self._settings.max_queue
         if len(revision.queue) >= limit:
             raise ResourceExhausted(
-                f"Exceeds maximum queue size: {limit} requests wait for model '{revision.key.name}'", retry_after_s=1.0
+                f"Exceeds maximum queue size: {limit} requests wait for model '{revision.key.name}'",
+                retry_after_s=1.0,
+                limit=Limit.QUEUE_FULL,
             )
         if self.queued_bytes + nbytes > self._settings.max_queued_bytes:
-            raise ResourceExhausted("the requests that wait hold as many bytes as they may", retry_after_s=1.0)
+            text = "the requests that wait hold as many bytes as they may"
+            raise ResourceExhausted(text, retry_after_s=1.0, limit=Limit.QUEUE_BYTES)
 
     def _enqueue(self, pending: Pending, now: float, *, first: bool = False) -> None:
         queue = pending.revision.queue
@@ -204,7 +217,8 @@ class Mesh:
         where = "it was running" if pending.instance is not None else "it waited"
         if pending.instance is None and not pending.revision.resident():
             where = "its model was loading"
-        pending.future.set_exception(DeadlineExceeded(f"Request timeout expired while {where}"))
+        limit = Limit.DEADLINE if pending.instance is None else Limit.RUN_DEADLINE
+        pending.future.set_exception(DeadlineExceeded(f"Request timeout expired while {where}", limit=limit))
         self.abandon(pending)
 
     def _pump(self, revision: Revision, *, once: bool = False) -> None:
@@ -238,16 +252,22 @@ class Mesh:
         pending.started = False
         pending.run = worker.link.next_number()
         worker.runs[pending.run] = pending
+        credit = pending.stream.begin(worker.link, pending.run) if pending.stream is not None else None
         request = pending.request
         deadline = request.context.deadline
+        contract = instance.revision.contract
+        reshapes = contract.reshapes if contract is not None else None
         worker.link.send_run(
             pending.run,
             Run(
                 instance.id,
                 int(deadline * 1e9) if deadline < math.inf else 0,
-                [WireTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs],
+                [WireTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs]
+                if reshapes is None
+                else [WireTensor(t.name, t.datatype, reshapes.input_shape(t), t.data) for t in request.inputs],
                 [output.name for output in request.outputs],
                 request.parameters,
+                credit,
             ),
         )
 
@@ -358,20 +378,49 @@ class Mesh:
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """See ``WorkerEvents``."""
+        if not response.final:
+            self._emitted(worker, run, response)
+            return
         pending = self._run_ended(worker, run)
         if pending is None:
             return
         revision, request = pending.revision, pending.request
         revision.crashes = 0
-        stats = self._stats.of(revision.key.name, revision.key.version)
-        stats.rows += rows_of(request, revision.description.max_batch_size)
-        stats.executions += 1
-        request.context.run_started = response.times.input_start / 1e9
-        request.context.run_ended = response.times.output_end / 1e9
-        # Workers answer inline, as long as no regions are handed to them.
-        outputs = [Tensor(t.name, t.datatype, t.shape, cast(Buffer, t.data)) for t in response.outputs]
-        self._settle(pending, InferResponse(request.model_name, revision.key.version, outputs, request.id))
+        self._count_response(pending, response)
+        rows = rows_of(request, revision.description.max_batch_size)
+        self._stats.of(revision.key.name, revision.key.version).ran(rows, response.times)
+        self._settle(pending, _answer(pending, response))
         self._slot_freed(worker)
+
+    def _emitted(self, worker: Worker, run: int, response: Response) -> None:
+        """A run has a response that is not the last one: it goes on."""
+        pending = worker.runs.get(run)
+        if pending is None or pending.future.done():  # its client has gone, and the worker was told
+            return
+        if pending.stream is None:
+            self._give_up(worker, pending, Internal("the model answered more than once and is not decoupled"))
+            return
+        self._count_response(pending, response)
+        pending.stream.put(_answer(pending, response))
+
+    def _count_response(self, pending: Pending, response: Response) -> None:
+        context = pending.request.context
+        if pending.stream is not None and not pending.future.done():
+            key = pending.revision.key
+            self._stats.of(key.name, key.version).responded(context, response)
+        note_steps(context, response.times)
+
+    def _stream_ended(self, pending: Pending, end: asyncio.Future[InferResponse]) -> None:
+        if end.cancelled() or end.exception() is not None:
+            key = pending.revision.key
+            context = pending.request.context
+            self._stats.of(key.name, key.version).stream_failed(context, cancelled=end.cancelled())
+
+    def _give_up(self, worker: Worker, pending: Pending, error: RoostError) -> None:
+        """The request fails while its run still goes on: its slot is free when the worker says that it has ended."""
+        self._settle(pending, error)
+        if worker.link is not None:
+            worker.link.send_cancel(pending.run)
 
     def run_failed(self, worker: Worker, run: int, error: Exception) -> None:
         """See ``WorkerEvents``."""
@@ -381,6 +430,19 @@ class Mesh:
         outcome = error if isinstance(error, RoostError) else Unavailable("the run failed")
         self._settle(pending, outcome)
         self._slot_freed(worker)
+
+    def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
+        """See ``WorkerEvents``."""
+        pending = worker.runs.get(run)
+        if pending is not None:
+            self._give_up(worker, pending, error)
+
+
+def _answer(pending: Pending, response: Response) -> InferResponse:
+    # Workers answer inline, as long as no regions are handed to them.
+    outputs = [Tensor(t.name, t.datatype, t.shape, cast(Buffer, t.data)) for t in response.outputs]
+    request, version = pending.request, pending.revision.key.version
+    return InferResponse(request.model_name, version, outputs, request.id, final=response.final)
 
 
 def _free_instance(revision: Revision) -> Instance | None:

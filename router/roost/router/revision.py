@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.repository import ModelFolder
 from roost.router.failures import LoadFailure
 from roost.router.states import InstanceEvent, InstanceState, next_instance_state
+from roost.router.streams import ResponseStream
 from roost.router.validation import Contract
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ BYTES_PER_ARTIFACT_BYTE = 3
 
 
 class Pending:
-    """A request in the queue or under way; its future is settled exactly once."""
+    """A request in the queue or under way; its future is settled exactly once, with its last response or an error."""
 
-    __slots__ = ("future", "instance", "nbytes", "request", "retried", "revision", "run", "started", "timer")
+    __slots__ = ("future", "instance", "nbytes", "request", "retried", "revision", "run", "started", "stream", "timer")
 
     def __init__(
         self, revision: Revision, request: InferRequest, future: asyncio.Future[InferResponse], nbytes: int
@@ -42,6 +44,7 @@ class Pending:
         self.run = 0
         self.started = False
         self.retried = False
+        self.stream = ResponseStream(future) if revision.decoupled else None
 
     @property
     def deadline(self) -> float:
@@ -78,7 +81,9 @@ class Revision:
         folder: Where its files are.
         description: Its configuration as written.
         artifact: Its files; None until they were looked at.
-        contract: What requests are checked against; None until the signature is known.
+        contract: What requests are checked against; None until the signature is known, and after an eviction, since the
+            files may be others at the next load.
+        former: The contract of what was loaded last; it holds again if the files are still the same.
         instances: Loaded copies and those on their way in or out.
         queue: Requests that wait.
         load: The load under way, whose outcome all who want the revision wait for.
@@ -87,7 +92,11 @@ class Revision:
         failure_checked: When the files were last looked at for a change that could mend the failure.
         crashes: Worker processes that ended while they ran or loaded it, since its last answer.
         refused: It was found to be too large for the budget, which was logged.
+        used: Whether there was a request for it.
         retired: It is not to be used any more: instances go when their last request is answered.
+        renewed: When it was last looked whether other files are to take its place.
+        labels: What the classes of its outputs are called, by output; read when first asked for.
+        decoupled: Whether a request may get more or fewer responses than one.
     """
 
     key: VersionKey
@@ -95,6 +104,7 @@ class Revision:
     description: ModelDescription
     artifact: Artifact | None = None
     contract: Contract | None = None
+    former: Contract | None = None
     instances: list[Instance] = field(default_factory=list)
     queue: deque[Pending] = field(default_factory=deque)
     load: asyncio.Future[RoostError | None] | None = None
@@ -103,7 +113,14 @@ class Revision:
     failure_checked: float = 0.0
     crashes: int = 0
     refused: bool = False
+    used: bool = False
     retired: bool = False
+    renewed: float = -math.inf
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    decoupled: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoupled = self.description.decoupled
 
     def describe(self, signature: Signature) -> None:
         """The signature is known: requests can be checked."""
@@ -116,6 +133,15 @@ class Revision:
             return declared
         assert self.artifact is not None
         return BASE_BYTES + BYTES_PER_ARTIFACT_BYTE * self.artifact.size_bytes
+
+    def cool(self) -> None:
+        """An instance is gone: after the last one the files have to be looked at before anything else is promised."""
+        if not self.instances and self.contract is not None:
+            self.former, self.contract = self.contract, None
+
+    def in_use(self) -> bool:
+        """Whether it is loaded or about to be."""
+        return bool(self.resident() or self.load is not None or self.wanted())
 
     def resident(self) -> bool:
         """Whether an instance takes batches."""

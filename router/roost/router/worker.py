@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from roost.core.errors import RoostError
 from roost.core.frames import Response
 from roost.router.admission import ByteBudget
 from roost.router.link import Link
@@ -42,10 +43,13 @@ class WorkerEvents(Protocol):
         """A run has begun."""
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
-        """A run has an answer."""
+        """A run has a response, the last one or one of a stream."""
 
     def run_failed(self, worker: Worker, run: int, error: Exception) -> None:
         """A run has failed."""
+
+    def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
+        """There was no memory for a response of a stream, which goes on."""
 
 
 @dataclass(eq=False)
@@ -190,6 +194,10 @@ class Worker:
     def on_run_error(self, run: int, error: Exception) -> None:
         """See ``LinkListener``."""
         self.events.run_failed(self, run, error)
+
+    def on_response_refused(self, run: int, error: RoostError) -> None:
+        """See ``LinkListener``."""
+        self.events.response_refused(self, run, error)
 
     def on_lost(self, link: Link) -> None:
         """See ``LinkListener``."""

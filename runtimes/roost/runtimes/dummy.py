@@ -10,7 +10,12 @@ be overridden by request parameters of the same name:
 ``fail_load``            message of the INVALID_ARGUMENT that loading ends with
 ``echo``                 outputs repeat the inputs, by position, where datatypes agree (default); else zeros
 ``state``                an output ``count`` holds how many runs the instance has had, this one included
-``stream``               number of responses to a run; an output ``sequence`` numbers them
+``stream``               number of responses to a run (default 1; 0 and more than 1 are for decoupled models);
+                         an output ``sequence`` numbers them
+``stream_from_input``    true: the first element of the first input is that number
+``interval_s``           how long the model waits between two responses; cancellation ends it
+``close_empty``          true: the stream ends behind the last response, not with it
+``fail_after``           the run fails after so many responses, as ``fail`` and ``fail_code`` say
 ``leak_bytes``           memory that every run loses for good
 ``fail``, ``fail_code``  message and code (default INTERNAL) of the error that runs end with
 ``crash``                ``load`` or ``run``: the process aborts then; in parameters: true
@@ -31,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from roost.core.errors import Cancelled, Code, InvalidArgument, error_of
-from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array
+from roost.core.errors import Cancelled, Code, InvalidArgument, RoostError, error_of
+from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array, to_array
 from roost.runtimes.protocol import Cancellation, LoadSpec, RunHandle
 
 _leaked: list[bytearray] = []
@@ -93,13 +98,21 @@ class DummyModel:
         _sleep(float(behaviour.get("run_s", 0)), run, "run")
         if behaviour.get("leak_bytes"):
             _leaked.append(_touched(int(behaviour["leak_bytes"])))
-        if "fail" in behaviour:
-            raise error_of(Code(behaviour.get("fail_code", "INTERNAL")), str(behaviour["fail"]))
+        if "fail" in behaviour and "fail_after" not in behaviour:
+            raise _failure(behaviour)
         run.end_infer()
-        last = int(behaviour.get("stream", 1)) - 1
-        for sequence in range(last):
-            run.emit(self._outputs(inputs, outputs, behaviour, {"count": count, "sequence": sequence}))
-        return self._outputs(inputs, outputs, behaviour, {"count": count, "sequence": last})
+        responses = _responses(inputs, behaviour)
+        emitted = _emitted(responses, behaviour)
+        for sequence in range(responses):
+            if sequence:
+                _sleep(float(behaviour.get("interval_s", 0)), run, "run")
+            answer = self._outputs(inputs, outputs, behaviour, {"count": count, "sequence": sequence})
+            if sequence == emitted:
+                return answer
+            run.emit(answer)
+        if "fail_after" in behaviour:
+            raise _failure(behaviour)
+        return []
 
     def close(self) -> None:
         """Drops the ballast."""
@@ -131,6 +144,20 @@ def _specs(rows: Sequence[Sequence[Any]]) -> tuple[TensorSpec, ...]:
     for spec in specs:
         DATATYPES[spec.datatype]
     return specs
+
+
+def _responses(inputs: Sequence[Tensor], behaviour: Mapping[str, Any]) -> int:
+    wanted = to_array(inputs[0]).flat[0] if behaviour.get("stream_from_input") else behaviour.get("stream", 1)
+    return min(int(wanted), int(behaviour["fail_after"])) if "fail_after" in behaviour else int(wanted)
+
+
+def _emitted(responses: int, behaviour: Mapping[str, Any]) -> int:
+    """How many of the responses go ahead of the end of the run; the last one may go with it."""
+    return responses if behaviour.get("close_empty") or "fail_after" in behaviour else responses - 1
+
+
+def _failure(behaviour: Mapping[str, Any]) -> RoostError:
+    return error_of(Code(behaviour.get("fail_code", "INTERNAL")), str(behaviour.get("fail", "the model failed")))
 
 
 def _filled(spec: TensorSpec, inputs: Sequence[Tensor], value: int) -> Tensor:

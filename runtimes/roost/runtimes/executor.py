@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
-from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_run
+from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit, parse_run
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
 from roost.runtimes.link import Link, PayloadTooLarge
@@ -16,7 +16,7 @@ from roost.runtimes.memory import private_bytes, trim_memory
 from roost.runtimes.protocol import LoadSpec, Runtime
 from roost.runtimes.runs import RunPool
 
-_IGNORED = frozenset({FrameType.HELLO, FrameType.PONG, FrameType.ERROR, FrameType.CREDIT})
+_IGNORED = frozenset({FrameType.HELLO, FrameType.PONG, FrameType.ERROR})
 
 
 class Executor:
@@ -61,6 +61,8 @@ class Executor:
         match header.type:
             case FrameType.RUN:
                 self._runs.submit(request, parse_run(payload))
+            case FrameType.CREDIT:
+                self._runs.grant(request, parse_credit(payload))
             case FrameType.PING:
                 self._link.send([control_frame(FrameType.PONG, request)])
             case FrameType.CANCEL:

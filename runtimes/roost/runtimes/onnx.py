@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ _ARTIFACT_ERRORS = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
 )
+_GRAPH_LEVELS = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _CODE_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
 _SHAPES = re.compile(
@@ -84,7 +91,7 @@ class OnnxRuntime:
             Cancelled: If the load was cancelled.
             Unimplemented: If it mixes BF16 with strings.
         """
-        options = _session_options(spec.threads)
+        options = _session_options(spec.threads, spec.options)
         spec.cancellation.on_cancel(lambda: options.set_load_cancellation_flag(True))
         try:
             session = ort.InferenceSession(spec.path, options, providers=_PROVIDERS, enable_fallback=0)
@@ -193,10 +200,16 @@ class OnnxModel:
         return InvalidArgument(reason) if is_input else Internal(f"the model failed: {reason}")
 
 
-def _session_options(threads: int) -> ort.SessionOptions:
+def _session_options(threads: int, asked: Mapping[str, str]) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    # 0 is ONNX Runtime's word for a default, and ours is one share of the CPUs for each worker.
+    limit = max(threads, os.cpu_count() or 1)
+    options.intra_op_num_threads = min(int(asked.get("intra_op_thread_count", 0)), limit) or threads
+    options.inter_op_num_threads = min(int(asked.get("inter_op_thread_count", 0)), limit) or 1
+    if asked.get("execution_mode") == "1":
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    if "graph_level" in asked:
+        options.graph_optimization_level = _GRAPH_LEVELS[asked["graph_level"]]
     options.log_severity_level = _FATAL
     # An arena keeps the largest batch's memory for ever, in every session.
     options.enable_cpu_mem_arena = False

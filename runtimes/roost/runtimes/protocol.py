@@ -71,7 +71,7 @@ class RunHandle(Cancellation):
     Attributes:
         parameters: Request parameters.
         deadline_ns: ``time.monotonic_ns`` after which the answer is of no use; 0 for none.
-        emitted: How many responses were sent before the last one.
+        emitted: How many responses the model has given before the last one.
     """
 
     def __init__(
@@ -88,10 +88,19 @@ class RunHandle(Cancellation):
         self._start = self._infer_start = self._infer_end = 0
 
     def emit(self, outputs: Sequence[Tensor]) -> None:
-        """Sends a response ahead of the last one, which ``LoadedModel.run`` returns; blocks while it is written."""
-        if self._emit is not None:
-            self._emit(outputs, self.emitted, self.times())
+        """Sends a response ahead of the last one, which ``LoadedModel.run`` returns; for decoupled models alone.
+
+        Blocks while it is written and, before, while the client has not taken enough of those sent already.
+
+        Raises:
+            Cancelled: If nobody waits for the run any more, also while this blocks.
+            Internal: If the model is not decoupled; the run fails, whatever the model does then.
+        """
+        sequence = self.emitted
         self.emitted += 1
+        if self._emit is not None:
+            self._emit(outputs, sequence, self.times())
+        self._infer_end = 0  # the computation goes on
 
     def begin(self) -> None:
         """Marks the start of the input step."""
@@ -126,7 +135,8 @@ class LoadedModel(Protocol):
             run: Parameters, cancellation and timing.
 
         Returns:
-            The outputs. Their data may be views; whoever holds them keeps them alive.
+            The outputs. Their data may be views; whoever holds them keeps them alive. A decoupled model whose
+            stream ends without another response returns none.
 
         Raises:
             RoostError: INVALID_ARGUMENT if the inputs are to blame, CANCELLED if the run was cancelled.

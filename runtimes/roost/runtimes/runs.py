@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from roost.core.errors import Cancelled, Code, DeadlineExceeded, Unimplemented
+from roost.core.errors import Cancelled, Code, DeadlineExceeded, Internal, Unimplemented
 from roost.core.frames import (
+    Credit,
     FrameType,
     Region,
     Response,
@@ -22,10 +23,13 @@ from roost.core.frames import (
     response_frame,
 )
 from roost.core.tensors import Buffer, Tensor
+from roost.runtimes.credit import CreditWindow
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
 from roost.runtimes.link import Link
 from roost.runtimes.protocol import NOT_LOADED, RunHandle
+
+_NOT_DECOUPLED = "the model did not answer exactly once, and its configuration does not call it decoupled"
 
 
 @dataclass(slots=True)
@@ -34,6 +38,7 @@ class _Job:
     run: Run
     instance: Instance
     handle: RunHandle
+    window: CreditWindow | None  # None: the model is not decoupled
 
 
 class RunPool:
@@ -46,7 +51,7 @@ class RunPool:
         self._link = link
         self._instances = instances
         self._queue: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._handles: dict[int, RunHandle] = {}
+        self._jobs: dict[int, _Job] = {}
         self._threads = [threading.Thread(target=self._work, name=f"run-{i}", daemon=True) for i in range(slots)]
 
     def start(self) -> None:
@@ -60,21 +65,31 @@ class RunPool:
         if instance is None:
             self._link.send([error_frame(request, Code.FAILED_PRECONDITION, NOT_LOADED)])
             return
-        handle = RunHandle(run.parameters, run.deadline_ns, partial(self._emit, request))
-        self._handles[request] = handle
-        self._queue.put(_Job(request, run, instance, handle))
+        window = CreditWindow(run.credit) if run.credit is not None else None
+        emit = _refuse if window is None else partial(self._emit, request, window)
+        job = _Job(request, run, instance, RunHandle(run.parameters, run.deadline_ns, emit), window)
+        self._jobs[request] = job
+        self._queue.put(job)
 
     def cancel(self, request: int) -> bool:
         """Cancels a run that is queued or running; whether there is one."""
-        handle = self._handles.get(request)
-        if handle is None:
+        job = self._jobs.get(request)
+        if job is None:
             return False
-        handle.cancel()
+        job.handle.cancel()
+        if job.window is not None:
+            job.window.close()
         return True
+
+    def grant(self, request: int, credit: Credit) -> None:
+        """Lets a stream go on; one that has ended meanwhile is fine."""
+        job = self._jobs.get(request)
+        if job is not None and job.window is not None:
+            job.window.grant(credit)
 
     def running(self) -> int:
         """How many runs are queued or running."""
-        return len(self._handles)
+        return len(self._jobs)
 
     def _work(self) -> None:
         while True:
@@ -86,7 +101,7 @@ class RunPool:
             reply = self._answer(job)
         except (Exception, SystemExit) as error:
             reply = [failure_frame(job.request, error, "the run")]
-        self._handles.pop(job.request, None)
+        self._jobs.pop(job.request, None)
         try:
             self._link.send(reply)
         finally:
@@ -104,10 +119,19 @@ class RunPool:
         outputs = job.instance.model.run(inputs, job.run.outputs, handle)
         if handle.cancelled:
             raise Cancelled("the run was cancelled")
+        if job.window is None and (handle.emitted or not outputs):  # even if the model took no notice of the refusal
+            raise Internal(_NOT_DECOUPLED)
         return response_frame(job.request, Response(_wire(outputs), handle.emitted, True, handle.times()))
 
-    def _emit(self, request: int, outputs: Sequence[Tensor], sequence: int, times: StepTimes) -> None:
+    def _emit(
+        self, request: int, window: CreditWindow, outputs: Sequence[Tensor], sequence: int, times: StepTimes
+    ) -> None:
+        window.take(sum(memoryview(tensor.data).nbytes for tensor in outputs))
         self._link.send(response_frame(request, Response(_wire(outputs), sequence, False, times)))
+
+
+def _refuse(outputs: Sequence[Tensor], sequence: int, times: StepTimes) -> None:
+    raise Internal(_NOT_DECOUPLED)
 
 
 def _tensor_of(tensor: WireTensor) -> Tensor:

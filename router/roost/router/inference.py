@@ -1,0 +1,183 @@
+"""Steps 2 and 3 of the data path, and what is done with the answers: requests on their way to the mesh and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+
+from roost.core.errors import DeadlineExceeded, RoostError, Unavailable, Unimplemented
+from roost.core.requests import InferRequest, InferResponse
+from roost.router.catalog import Catalog
+from roost.router.classification import Classes, wanted_counts
+from roost.router.mesh import Mesh
+from roost.router.revision import Revision
+from roost.router.states import Availability
+from roost.router.traffic import Traffic
+from roost.router.validation import Contract
+
+
+class Inference:
+    """Answers requests.
+
+    Args:
+        catalog: Knows the models.
+        mesh: Runs them.
+        traffic: The routes.
+        classifying: Where label files are read and large answers are classified.
+        renew: Looks whether the repository has something else than a revision that can't be loaded, and whether it was
+            replaced by that.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        mesh: Mesh,
+        traffic: Traffic,
+        classifying: Executor,
+        renew: Callable[[Revision], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._mesh = mesh
+        self._traffic = traffic
+        self._classifying = classifying
+        self._renew = renew
+        self._random = random.Random()
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """See ``Router``."""
+        revision = await self._resolve(request)
+        if revision.decoupled:
+            raise Unimplemented(
+                f"model '{revision.key.name}' may answer a request more or less than once, and this call doesn't "
+                "support models with decoupled transaction policy"
+            )
+        return await self._run(revision, request)
+
+    async def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """See ``Router``."""
+        revision = await self._resolve(request)
+        if not revision.decoupled:
+            yield await self._run(revision, request)
+            return
+        classes = await self._check(revision, request)
+        pending = self._mesh.submit(revision, request)
+        assert pending.stream is not None
+        try:
+            final = False
+            while not final:
+                response = _as_clients_see_it(revision, await pending.stream.take())
+                final = response.final
+                yield response if classes is None else await self._classify(response, classes)
+        finally:
+            if not pending.future.done():
+                self._mesh.abandon(pending)
+            pending.stream.close()
+
+    async def recall(self, revision: Revision) -> None:
+        """Takes the signature from the store, if it is there for these files.
+
+        Whatever is wrong with them the load that follows meets again: it remembers it and makes it known.
+        """
+        with contextlib.suppress(RoostError):
+            await self._catalog.prepare(revision)
+
+    async def _resolve(self, request: InferRequest) -> Revision:
+        name, version = request.model_name, request.model_version
+        if self._traffic.routes:
+            name, version = self._traffic.resolve(name, version, self._random.random())
+        found = self._catalog.known(name, version)
+        if found is None or found.availability is not Availability.READY:
+            found = await self._catalog.version(name, version)
+        revision = found.revision
+        request.context.served_by = (revision.key.name, revision.key.version)
+        if not revision.used:
+            self._mesh.begin_use(revision)
+        return revision
+
+    async def _check(self, revision: Revision, request: InferRequest) -> Classes | None:
+        """Refuses what the model can't answer; returns what its outputs are to be classified by, if so asked."""
+        if revision.failure is not None:
+            await self._mesh.loader.check(revision)
+        contract = revision.contract
+        if contract is None:
+            context = request.context
+            context.queued = time.monotonic()
+            contract = await self._contract(revision, context.deadline)
+            context.load_wait_s = time.monotonic() - context.queued
+        contract.check(request)
+        for output in request.outputs:
+            if output.classification:
+                return await self._classes(revision, contract, request)
+        return None
+
+    async def _contract(self, revision: Revision, deadline: float) -> Contract:
+        """The contract of a revision that was not used since the start: from the store, else by loading it."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+                await self.recall(revision)
+                if revision.contract is None:
+                    await self._mesh.loader.bring(revision)
+        except TimeoutError:
+            raise DeadlineExceeded("Request timeout expired while its model was loading") from None
+        contract = revision.contract or revision.former  # it may have gone again already
+        assert contract is not None
+        return contract
+
+    async def _run(self, revision: Revision, request: InferRequest, *, again: bool = True) -> InferResponse:
+        """Answers a request to a model that is not decoupled."""
+        try:
+            classes = await self._check(revision, request)
+            pending = self._mesh.submit(revision, request)
+            try:
+                response = _as_clients_see_it(revision, await pending.future)
+            except asyncio.CancelledError:
+                self._mesh.abandon(pending)
+                raise
+            return response if classes is None else await self._classify(response, classes)
+        except Unavailable:
+            if not again or not await self.replaced(revision, request.context.deadline):
+                raise
+        return await self._run(await self._resolve(request), request, again=False)
+
+    async def replaced(self, revision: Revision, deadline: float = math.inf) -> bool:
+        """Whether a revision that could not be loaded has a successor by now; its requests have not run anywhere."""
+        if revision.failure is None or revision.retired or self._renew is None:
+            return revision.failure is not None and revision.retired
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+                return await self._renew(revision)
+        except TimeoutError:
+            return False
+
+    async def _classes(self, revision: Revision, contract: Contract, request: InferRequest) -> Classes:
+        counts = wanted_counts(request, contract.signature)
+        loop = asyncio.get_running_loop()
+        for output in revision.description.config.output:
+            if output.name in counts and output.label_filename and output.name not in revision.labels:
+                read = partial(revision.folder.read_labels, output.label_filename)
+                revision.labels[output.name] = await loop.run_in_executor(self._classifying, read)
+        return Classes(counts, revision.labels, revision.description.max_batch_size > 0)
+
+    async def _classify(self, response: InferResponse, classes: Classes) -> InferResponse:
+        if classes.is_quick(response.outputs):
+            return replace(response, outputs=classes.classify_all(response.outputs))
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._classifying, classes.classify_all, response.outputs)
+        return replace(response, outputs=outputs)
+
+
+def _as_clients_see_it(revision: Revision, response: InferResponse) -> InferResponse:
+    """The response with the shapes of the configuration, where it says that clients see others than the model has."""
+    contract = revision.contract or revision.former
+    if contract is None or contract.reshapes is None:
+        return response
+    shape_of = contract.reshapes.output_shape
+    outputs = [replace(output, shape=shape_of(output.name, output.shape)) for output in response.outputs]
+    return replace(response, outputs=outputs)
