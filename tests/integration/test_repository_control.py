@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from roost.core.errors import Code
+from roost.core.tensors import to_array
 
 from tests.clients import PROBE_OUTPUTS, TRANSPORTS, CallFailed, connect, four, number, sixteen
-from tests.models import write_dummy, write_garbage, write_simple
+from tests.models import write_dummy, write_garbage, write_identity, write_simple
 from tests.server import RoostServer, eventually, started
 
 SLOTS = 4
@@ -46,8 +49,8 @@ async def test_a_model_comes_and_goes(tmp_path: Path, repository: Path, transpor
             await client.infer("late", sixteen())
             with pytest.raises(CallFailed) as error:
                 await client.load("nope")
-            assert error.value.means(Code.NOT_FOUND) or error.value.means(Code.FAILED_PRECONDITION)
-            assert "nope" in error.value.message
+            assert error.value.means(Code.FAILED_PRECONDITION)
+            assert error.value.message == "failed to load 'nope', failed to poll from model repository"
             await client.unload("nope")
 
 
@@ -138,3 +141,114 @@ async def test_without_explicit_control_nothing_can_be_changed(
                 assert error.value.means(Code.FAILED_PRECONDITION)
                 assert "explicit" in error.value.message
             assert number(await client.infer("a", four()), "pid")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_load_call_brings_configuration_and_files(tmp_path: Path, repository: Path, transport: str) -> None:
+    write_simple(repository / "simple" / "1" / "model.onnx")
+    other = write_simple(tmp_path / "other.onnx", batch=-1).read_bytes()
+    overrides = tmp_path / "run" / "state" / "overrides"
+    batching = json.dumps({"max_batch_size": "4", "backend": "onnxruntime"})
+    with _explicit(repository, tmp_path / "run", "--load-model", "simple") as server:
+        async with connect(server, transport) as client:
+            await client.load("simple", {"config": batching, "file:2/model.onnx": other})
+            assert (await client.infer("simple", sixteen())).model_version == "2"
+            assert server.get("/v2/models/simple")[1]["versions"] == ["2"]
+            assert server.get("/v2/models/simple/config")[1]["max_batch_size"] == 4
+            refused: Sequence[tuple[Code, Mapping[str, str | bytes]]] = (
+                (Code.INVALID_ARGUMENT, {"file:1/model.onnx": other}),
+                (Code.INVALID_ARGUMENT, {"config": batching, "file:../model.onnx": other}),
+                (Code.INVALID_ARGUMENT, {"config": '{"foo": 1}', "file:1/model.onnx": other}),
+                (Code.FAILED_PRECONDITION, {"config": batching, "file:1/model.onnx": b"garbage"}),
+                (Code.FAILED_PRECONDITION, {"config": batching}),  # the model on the disk has no batch dimension
+            )
+            for wrong, parameters in refused:
+                with pytest.raises(CallFailed) as error:
+                    await client.load("simple", parameters)
+                assert error.value.means(wrong), error.value
+                assert str(overrides) not in error.value.message
+                assert (await client.infer("simple", sixteen())).model_version == "2"
+            await client.load("simple")
+            assert (await client.infer("simple", sixteen())).model_version == "1"
+            await eventually(lambda: not list(overrides.iterdir()), "the files gone")
+            await client.load("new", {"config": batching, "file:7/model.onnx": other})
+            assert (await client.infer("new", sixteen())).model_version == "7"
+            await client.unload("new")
+            await eventually(lambda: not list(overrides.iterdir()), "the files gone")
+            with pytest.raises(CallFailed) as error:
+                await client.load("new")
+            assert error.value.means(Code.FAILED_PRECONDITION)
+    assert not overrides.exists()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_watched_model_is_replaced_under_load(tmp_path: Path, repository: Path, transport: str) -> None:
+    write_dummy(repository / "a" / "1" / "model.dummy", run_s=0.01)
+    with started(
+        repository, tmp_path / "run", "--workers", "1", "--model-control", "poll", "--repository-poll-interval", "100ms"
+    ) as server:
+        versions: list[str] = []
+
+        async def call_until(last: str) -> None:
+            while not versions or versions[-1] != last:
+                versions.append((await client.infer("a", four())).model_version)
+
+        async with connect(server, transport) as client:
+            tasks = [asyncio.create_task(call_until("3")) for _ in range(SLOTS)]
+            await eventually(lambda: len(versions) > 20, "some answers")
+            write_dummy(repository / "a" / "2" / "model.dummy", load_s=0.1)
+            await eventually(lambda: "2" in versions, "the new version")
+            write_dummy(repository / "a" / "9" / "model.dummy", fail_load="no good")
+            await eventually(lambda: "no good" in server.log, "the failure in the log")
+            write_dummy(repository / ".next" / "3" / "model.dummy", load_s=0.1)
+            (repository / "a").rename(repository / ".former")
+            (repository / ".next").rename(repository / "a")
+            await asyncio.gather(*tasks)
+            assert set(versions) == {"1", "2", "3"}
+            await eventually(lambda: [i["version"] for i in server.instances()] == ["3"], "the old ones gone")
+            write_dummy(repository / "late" / "1" / "model.dummy")
+            await eventually(lambda: server.get("/v2/models/late")[0] == 200, "a new model")
+            shutil.rmtree(repository / "a")
+            await eventually(lambda: server.get("/v2/models/a")[0] == 404, "a model gone")
+            await eventually(lambda: "a" not in server.resident(), "its memory back")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_shapes_of_clients_and_model_differ(tmp_path: Path, repository: Path, transport: str) -> None:
+    write_identity(repository / "id" / "1" / "model.onnx", "FP32", ("n", 2, 2))
+    (repository / "id" / "config.pbtxt").write_text("""
+        max_batch_size: 8
+        input { name: "INPUT0" data_type: TYPE_FP32 dims: 4 reshape { shape: [2, 2] } }
+        output { name: "OUTPUT0" data_type: TYPE_FP32 dims: [1, 4] reshape { shape: [2, 2] } }
+        optimization { graph { level: -1 } cuda { graphs: true } }
+        parameters { key: "intra_op_thread_count" value { string_value: "2" } }
+    """)
+    with started(repository, tmp_path / "run", "--workers", "1") as server:
+        async with connect(server, transport) as client:
+            for _ in range(2):
+                (output,) = (await client.infer("id", four(1, 2, 3, 4))).outputs
+                assert output.shape == (1, 1, 4)
+                assert to_array(output).tolist() == [[[1, 2, 3, 4]]]
+        metadata = server.get("/v2/models/id")[1]
+        assert [t["shape"] for t in (*metadata["inputs"], *metadata["outputs"])] == [[-1, 4], [-1, 1, 4]]
+        assert server.log.count("'optimization.cuda'") == 1
+
+
+async def test_a_model_of_mlserver(tmp_path: Path, repository: Path) -> None:
+    write_simple(repository / "simple" / "artifacts" / "net.onnx")
+    settings = {
+        "name": "simple",
+        "implementation": "onnxruntime",
+        "parameters": {"uri": "./artifacts/net.onnx", "version": "v1"},
+        "inputs": [{"name": f"INPUT{i}", "datatype": "INT32", "shape": [1, 16]} for i in range(2)],
+    }
+    (repository / "simple" / "model-settings.json").write_text(json.dumps(settings))
+    write_garbage(repository / "sk" / "model.joblib")
+    (repository / "sk" / "model-settings.json").write_text('{"implementation": "mlserver_sklearn.SKLearnModel"}')
+    with started(repository, tmp_path / "run", "--workers", "1") as server:
+        async with connect(server, "rest") as client:
+            assert (await client.infer("simple", sixteen())).model_version == "v1"
+            with pytest.raises(CallFailed) as error:
+                await client.infer("sk", sixteen())
+            assert error.value.means(Code.UNAVAILABLE)
+            assert "needs the runtime 'sklearn'" in error.value.message

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import DATATYPES, Signature, TensorSpec
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.config_fields import FIELDS
 from roost.registry_client.model_config import (
     ModelDescription,
     complete_config,
@@ -22,6 +23,7 @@ from roost.registry_client.model_config import (
     served_versions,
     signature_from_config,
 )
+from roost.registry_client.reshape import check_reshape, reshaped
 
 FULL = """
 backend: "onnxruntime"
@@ -39,6 +41,7 @@ def spec(name: str, *shape: int, datatype: str = "FP32", optional: bool = False)
     return TensorSpec(name, datatype, shape, optional)
 
 
+SCALAR_ROWS = TensorSpec("z", "FP32", (-1, 1), inner=(-1,))  # clients of a batching model see rows of one element
 MODEL = Signature((spec("x", -1, 3),), (spec("y", -1, -1, 2, datatype="BYTES"), spec("z", -1)))
 
 
@@ -87,8 +90,16 @@ class TestParsing:
             ("sequence_batching { }", "sequence_batching is not supported"),
             ("batch_input { }", "batch_input is not supported"),
             ("batch_output { }", "batch_output is not supported"),
-            ('input { name: "x" reshape { } }', "reshape .*'x'.* is not supported"),
-            ('output { name: "y" reshape { shape: 1 } }', "reshape .*'y'.* is not supported"),
+            ('input { name: "x" reshape { } }', "input 'x': a reshape needs dims"),
+            ('output { name: "y" dims: 2 reshape { shape: 1 } }', r"output 'y': reshape \[1\] does not fit dims \[2\]"),
+            ('input { name: "x" dims: 0 reshape { } }', "must be positive or -1, not 0"),
+            ('input { name: "x" dims: 4 reshape { shape: [0, 4] } }', "its reshape must be positive or -1, not 0"),
+            ('input { name: "x" dims: [-1, 4] reshape { shape: [4, -1] } }', "does not fit"),
+            ('input { name: "x" dims: [-1, 4] reshape { shape: 4 } }', "does not fit"),
+            ('output { name: "y" label_filename: "../labels" }', "label_filename of output 'y' must be the plain name"),
+            ('parameters { key: "intra_op_thread_count" value { string_value: "x" } }', "'intra_op_thread_count': 'x'"),
+            ('parameters { key: "inter_op_thread_count" value { string_value: "9999" } }', "threads from 0 to 1024"),
+            ('parameters { key: "execution_mode" value { string_value: "2" } }', "'execution_mode': '2' is not 0"),
             ("model_transaction_policy { decoupled: true }", "decoupled"),
             ('backend: "python"', "backend 'python' is not supported; known backends: onnxruntime$"),
             ('platform: "tensorrt_plan"', "platform 'tensorrt_plan' is not supported"),
@@ -157,6 +168,114 @@ class TestParsing:
             parse_config_json(text, "m")
         assert caught.value.message.startswith("model config: ")
         assert len(caught.value.message) < 400
+
+
+class TestFields:
+    def test_every_field_is_decided(self) -> None:
+        def decided(descriptor: Any, prefix: str) -> None:
+            for field in descriptor.fields:
+                if prefix + field.name not in FIELDS:
+                    assert any(path.startswith(f"{prefix}{field.name}.") for path in FIELDS), prefix + field.name
+                    decided(field.message_type, f"{prefix}{field.name}.")
+
+        decided(mc.ModelConfig.DESCRIPTOR, "")
+        paths = {path.split(".")[0] for path in FIELDS}
+        assert paths == set(mc.ModelConfig.DESCRIPTOR.fields_by_name)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (FULL, ()),
+            ("optimization { graph { level: 1 } input_pinned_memory { enable: true } }", ()),
+            (
+                "optimization { cuda { graphs: true } priority: PRIORITY_MAX }",
+                ("optimization.cuda", "optimization.priority"),
+            ),
+            ("instance_group { count: 1 kind: KIND_CPU }", ()),
+            (
+                "instance_group { count: 2 } instance_group { count: 3 profile: '1' }",
+                ("instance_group.count", "instance_group.profile"),
+            ),
+            ("response_cache { }", ()),
+            ("response_cache { enable: true }", ("response_cache",)),
+            ("model_warmup { name: 'w' }", ("model_warmup",)),
+            ("cc_model_filenames { key: '7' value: 'x' }", ("cc_model_filenames",)),
+            ("model_operations { op_library_filename: 'evil.so' }", ("model_operations",)),
+            ("model_repository_agents { agents { name: 'a' } }", ("model_repository_agents",)),
+            ("input { name: 'x' is_shape_tensor: true format: FORMAT_NHWC }", ("input.is_shape_tensor",)),
+            (
+                "parameters { key: 'foo' value { } } parameters { key: 'roost.pin' value { string_value: '1' } }",
+                ("parameters.foo",),
+            ),
+            ("parameters { key: 'execution_mode' value { string_value: '1' } }", ()),
+        ],
+    )
+    def test_what_has_no_effect_is_known(self, text: str, expected: tuple[str, ...]) -> None:
+        assert parse(text).without_effect == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", {}),
+            ("optimization { graph { level: -1 } }", {"graph_level": "basic"}),
+            ("optimization { graph { level: 1 } }", {"graph_level": "extended"}),
+            ("optimization { graph { level: 2 } }", {"graph_level": "off"}),
+            ("optimization { graph { } }", {"graph_level": "all"}),
+            (
+                'parameters { key: "intra_op_thread_count" value { string_value: "2" } } '
+                'parameters { key: "execution_mode" value { string_value: "1" } }',
+                {"intra_op_thread_count": "2", "execution_mode": "1"},
+            ),
+        ],
+    )
+    def test_options_for_the_runtime(self, text: str, expected: dict[str, str]) -> None:
+        assert parse(text).options == expected
+        assert parse(f'backend: "dummy" {text}').options == {}
+
+    @pytest.mark.parametrize(
+        ("other", "same"),
+        [
+            ("", True),
+            ("version_policy { all { } }", True),
+            ("instance_group { count: 2 }", True),
+            ("max_batch_size: 4", False),
+            ("optimization { graph { level: 2 } }", False),
+            ('parameters { key: "roost.pin" value { string_value: "true" } }', False),
+            ('backend: "dummy"', False),
+        ],
+    )
+    def test_what_needs_no_new_load(self, other: str, same: bool) -> None:
+        assert parse("").loads_like(parse(other)) is same
+
+
+class TestReshape:
+    @pytest.mark.parametrize(
+        ("dims", "shape"),
+        [([1], []), ([4], [2, 2]), ([-1, 6], [-1, 2, 3]), ([2, -1, -1, 3], [1, 2, -1, -1, 3]), ([-1], [-1, 1])],
+    )
+    def test_what_fits(self, dims: list[int], shape: list[int]) -> None:
+        check_reshape("x", dims, shape)
+        check_reshape("x", shape or [1], dims)
+        given = tuple(7 if dim == -1 else dim for dim in dims)
+        wanted = tuple(7 if dim == -1 else dim for dim in shape)
+        assert reshaped(given, dims, shape) == wanted
+        assert reshaped(wanted, shape, dims) == given
+
+    def test_a_shape_that_is_not_the_specified_one(self) -> None:
+        assert reshaped((3,), (4,), (2, 2)) is None
+        assert reshaped((4, 1), (4,), (2, 2)) is None
+
+    def test_clients_see_dims_and_the_model_its_own_shape(self) -> None:
+        model = Signature((spec("x", -1, 2, 3),), (spec("y", -1),))
+        text = """max_batch_size: 2 input { name: "x" dims: 6 reshape { shape: [2, 3] } }
+                  output { name: "y" data_type: TYPE_FP32 dims: 1 reshape { } }"""
+        merged = effective_signature(parse(text), model)
+        assert [(s.shape, s.inner) for s in (*merged.inputs, *merged.outputs)] == [
+            ((-1, 6), (-1, 2, 3)),
+            ((-1, 1), (-1,)),
+        ]
+        with pytest.raises(InvalidArgument, match=r"input 'x': the config says reshape \[2, 3\] .* shape \[-1, 3, 2\]"):
+            effective_signature(parse(text), Signature((spec("x", -1, 3, 2),), model.outputs))
 
 
 _WORDS = st.sampled_from(
@@ -254,10 +373,11 @@ class TestSignatures:
 
     def test_missing_sides_datatypes_and_dims_come_from_the_model(self) -> None:
         assert effective_signature(parse(""), MODEL) == MODEL
-        assert effective_signature(parse("max_batch_size: 4"), MODEL) == MODEL
+        batched = effective_signature(parse("max_batch_size: 4"), MODEL)
+        assert batched == Signature(MODEL.inputs, (MODEL.outputs[0], SCALAR_ROWS))
         assert effective_signature(parse('input { name: "x" }'), MODEL) == MODEL
-        only_z = effective_signature(parse('max_batch_size: 4 output { name: "z" }'), MODEL)
-        assert only_z == Signature(MODEL.inputs, MODEL.outputs[1:])
+        only_z = effective_signature(parse('max_batch_size: 4 output { name: "y" }'), MODEL)
+        assert only_z == Signature(MODEL.inputs, MODEL.outputs[:1])
 
     def test_the_config_decides_order_narrower_dims_and_optional(self) -> None:
         model = Signature((spec("a", -1, -1), spec("b", 2), spec("c", 3, optional=True)), (spec("y", -1),))
@@ -304,18 +424,20 @@ class TestSignatures:
             with pytest.raises(InvalidArgument, match=r"max_batch_size is 2, but .* no variable first dimension"):
                 effective_signature(parse("max_batch_size: 2"), model)
         hidden = Signature((spec("x", -1),), (spec("y", -1), spec("z", *shape)))
-        assert effective_signature(parse('max_batch_size: 2 output { name: "y" }'), hidden).outputs == (spec("y", -1),)
+        (shown,) = effective_signature(parse('max_batch_size: 2 output { name: "y" }'), hidden).outputs
+        assert (shown.name, shown.shape, shown.inner) == ("y", (-1, 1), (-1,))
 
 
 class TestCompletion:
     def test_defaults(self) -> None:
-        config = complete_config(parse("max_batch_size: 4"), MODEL)
+        description = parse("max_batch_size: 4")
+        config = complete_config(description, effective_signature(description, MODEL))
         expected = """
             name: "m" platform: "onnxruntime_onnx" backend: "onnxruntime" max_batch_size: 4
             version_policy { latest { num_versions: 1 } }
             input { name: "x" data_type: TYPE_FP32 dims: 3 }
             output { name: "y" data_type: TYPE_STRING dims: [ -1, 2 ] }
-            output { name: "z" data_type: TYPE_FP32 }
+            output { name: "z" data_type: TYPE_FP32 dims: 1 reshape { } }
             optimization { input_pinned_memory { enable: true } output_pinned_memory { enable: true } }
             instance_group { name: "m" kind: KIND_CPU count: 1 }
             default_model_filename: "model.onnx"
@@ -415,7 +537,7 @@ class TestProperties:
         own = {item.name: item for item in model.inputs}
         for item in merged.inputs:
             assert item.datatype == own[item.name].datatype
-            assert all(dim in (-1, new) for dim, new in zip(own[item.name].shape, item.shape, strict=True))
+            assert all(dim in (-1, new) for dim, new in zip(own[item.name].shape, item.own_shape, strict=True))
         assert {item.name for item in model.inputs if not item.optional} <= {item.name for item in merged.inputs}
         listed = [item.name for item in description.config.output]
         assert [item.name for item in merged.outputs] == (listed or [item.name for item in model.outputs])

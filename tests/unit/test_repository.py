@@ -261,3 +261,56 @@ def test_a_model_that_went_away(tmp_path: Path) -> None:
     for call in (model.versions, model.load_config, lambda: model.artifact("1", description, NoCache())):
         with pytest.raises(NotFound, match="not in the model repository any more"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", ()), (b"cat\ndog", ("cat", "dog")), ("\ufeffchat\r\n\r\né\r\n".encode(), ("chat", "", "é"))],
+)
+def test_labels_are_lines_of_a_file_of_the_model(tmp_path: Path, content: bytes, expected: tuple[str, ...]) -> None:
+    model = folder(tmp_path, "1/model.onnx")
+    write(model.path, "labels.txt", content=content)
+    assert model.read_labels("labels.txt") == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../labels.txt", "/etc/passwd", ".labels", "1/labels.txt", "gone", "1", "bad"]
+)
+def test_labels_that_can_not_be_read(tmp_path: Path, name: str) -> None:
+    model = folder(tmp_path, "1/model.onnx", "1/labels.txt")
+    write(model.path, ".labels", "../labels.txt", "bad", content=b"\xff")
+    with pytest.raises(InvalidArgument) as caught:
+        model.read_labels(name)
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("file", "match"),
+    [
+        ("1/model.plan", "found 'model.plan', for which there is no TensorRT runtime; the runtimes are: onnxruntime$"),
+        ("1/model.savedmodel/saved_model.pb", "no TensorFlow runtime"),
+        ("1/model.py", "no Python runtime"),
+    ],
+)
+def test_formats_without_a_runtime_are_named(tmp_path: Path, file: str, match: str) -> None:
+    model = folder(tmp_path, file)
+    with pytest.raises(FailedPrecondition, match=match):
+        model.stamp("1", model.load_config())
+
+
+def test_model_settings_are_read_where_there_is_no_config(tmp_path: Path) -> None:
+    model = folder(tmp_path, "net.onnx", "artifacts/other.onnx")
+    write(
+        model.path, "model-settings.json", content=b'{"parameters": {"uri": "./artifacts/other.onnx", "version": "v2"}}'
+    )
+    description = model.load_config()
+    assert model.versions_of(description) == ["v2"]
+    assert model.artifact("v2", description, NoCache()).path == str(model.path / "artifacts" / "other.onnx")
+    with pytest.raises(NotFound, match="has no version '1'"):
+        model.artifact("1", description, NoCache())
+    before = model.folder_stamp()
+    write(model.path, "config.pbtxt", content=b'default_model_filename: "net.onnx"')
+    description = model.load_config()
+    assert model.versions_of(description) == ["1"]
+    assert model.artifact("1", description, NoCache()).path == str(model.path / "net.onnx")
+    assert model.folder_stamp() != before

@@ -92,7 +92,7 @@ def test_bad_requests(asked: InferRequest, said: list[str]) -> None:
         ),
         (
             request(tensor("a", "INT32", (30,)), tensor("b", "INT32", (30, 1))),
-            ["got 30", "[30] has no batch dimension, expected [-1, 3]"],
+            ["got 30", "[30] has no batch dimension, expected [-1, 3]", "[1, 30]"],
         ),
         (
             request(tensor("a", "INT32", (2, 4)), tensor("b", "INT32", (2, 1))),

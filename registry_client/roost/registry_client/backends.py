@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 from roost.core.errors import InvalidArgument
 
@@ -15,15 +15,39 @@ PLATFORMS: Mapping[str, str] = {"onnxruntime": "onnxruntime_onnx"}
 
 DEFAULT_BACKEND = "onnxruntime"
 
+CODE_BACKENDS: frozenset[str] = frozenset()
+"""Backends whose models are programs; what a load call brings is data and never goes to one of them."""
+
 _FOR_TESTS = "dummy"  # known, but nobody is told
 
 _BACKEND_OF_PLATFORM = {platform: backend for backend, platform in PLATFORMS.items()}
-_BACKEND_OF_SUFFIX = {PurePosixPath(file).suffix: backend for backend, file in KNOWN_BACKENDS.items()}
+_BACKEND_OF_SUFFIX = {splitext(file)[1]: backend for backend, file in KNOWN_BACKENDS.items()}
+
+
+OTHER_FORMATS: Mapping[str, str] = {
+    "model.plan": "TensorRT",
+    "model.savedmodel": "TensorFlow",
+    "model.graphdef": "TensorFlow",
+    "model.pt": "PyTorch",
+    "model.pt2": "PyTorch",
+    "model.xml": "OpenVINO",
+    "model.py": "Python",
+    "model.joblib": "scikit-learn",
+    "model.pkl": "scikit-learn",
+    "model.bst": "XGBoost or LightGBM",
+    "model.json": "XGBoost",
+}
+"""What model files and folders are that no runtime here can load, by their usual names."""
+
+
+def known_backends() -> str:
+    """The backends that there are, as error texts list them."""
+    return ", ".join(sorted(KNOWN_BACKENDS.keys() - {_FOR_TESTS}))
 
 
 def backend_of_file(file_name: str) -> str:
     """The backend that reads a file of this name; empty if none does."""
-    return _BACKEND_OF_SUFFIX.get(PurePosixPath(file_name).suffix, "")
+    return _BACKEND_OF_SUFFIX.get(splitext(file_name)[1], "")
 
 
 def backend_of_files(file_names: Iterable[str]) -> str:
@@ -47,9 +71,8 @@ def resolve_backend(backend: str, platform: str, file_name: str, detected: str =
     Raises:
         InvalidArgument: If backend or platform are unknown, or contradict each other.
     """
-    known = ", ".join(sorted(KNOWN_BACKENDS.keys() - {_FOR_TESTS}))
     if backend and backend not in KNOWN_BACKENDS:
-        raise InvalidArgument(f"backend '{_shown(backend)}' is not supported; known backends: {known}")
+        raise InvalidArgument(f"backend '{_shown(backend)}' is not supported; known backends: {known_backends()}")
     if not platform:
         return backend or backend_of_file(file_name) or detected or DEFAULT_BACKEND
     # Some repositories write the backend's name as the platform.

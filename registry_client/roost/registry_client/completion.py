@@ -13,9 +13,7 @@ from roost.registry_client.description import ModelDescription
 def complete_config(description: ModelDescription, signature: Signature) -> mc.ModelConfig:
     """Fills a configuration's defaults as Triton does, except that ``max_batch_size`` stays as written.
 
-    The result can be sent back as the configuration of a load call: it describes the same model. For that
-    reason a tensor that has nothing but a batch dimension keeps empty dims, where Triton writes ``[1]`` and
-    a reshape.
+    The result can be sent back as the configuration of a load call: it describes the same model.
 
     Args:
         description: The model's description.
@@ -66,7 +64,11 @@ def _complete_tensor(item: mc.ModelInput | mc.ModelOutput, spec: TensorSpec, bat
     item.name = spec.name
     item.data_type = cast("mc.DataType", mc.DataType.Value(DATATYPES[spec.datatype].config_name))
     del item.dims[:]
-    item.dims.extend(spec.shape[1:] if batched else spec.shape)
+    item.dims.extend(spec.shape[batched:])
+    if spec.inner is not None:
+        item.reshape.SetInParent()
+        del item.reshape.shape[:]
+        item.reshape.shape.extend(spec.inner[batched:])
 
 
 def _complete_optimization(optimization: mc.ModelOptimizationPolicy) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from google.protobuf import json_format, text_format
 from roost.core.errors import InvalidArgument
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import KNOWN_BACKENDS, resolve_backend
-from roost.registry_client.policy import ModelPolicy
+from roost.registry_client.config_fields import fields_without_effect, loaded_part
+from roost.registry_client.onnx_options import OPTIONS, onnx_options
+from roost.registry_client.policy import PREFIX, ModelPolicy
 from roost.registry_client.validation import check_config
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -16,6 +19,19 @@ MAX_CONFIG_BYTES = 1 << 20
 _MAX_REASON_CHARACTERS = 300
 _TEXT_SOURCE = "config.pbtxt"
 _JSON_SOURCE = "model config"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the files of a model are that has one version and no version folders.
+
+    Attributes:
+        version: What the version is called.
+        folder: The folder of the files, relative to the model's; empty for the model's folder itself.
+    """
+
+    version: str
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +43,39 @@ class ModelDescription:
         backend: A key of ``KNOWN_BACKENDS``.
         policy: What the owner asks for.
         max_batch_size: 0 if the model's tensors have no batch dimension that the server may use.
+        options: What the runtime is told when it loads the model.
+        without_effect: Keys that are set, but that the server can't act on.
+        place: Where the files are, if not in version folders.
     """
 
     config: mc.ModelConfig
     backend: str
     policy: ModelPolicy
     max_batch_size: int
+    options: Mapping[str, str] = field(default_factory=dict)
+    without_effect: tuple[str, ...] = ()
+    place: Place | None = None
+
+    def loads_like(self, other: ModelDescription) -> bool:
+        """Whether an instance that was loaded for one of them is right for the other, if the files are the same."""
+        if (self.backend, self.policy, self.options, self.place) != (
+            other.backend,
+            other.policy,
+            other.options,
+            other.place,
+        ):
+            return False
+        return bool(loaded_part(self.config) == loaded_part(other.config))
 
     @property
     def model_file(self) -> str:
         """Name of the model file in a version's folder."""
         return self.config.default_model_filename or KNOWN_BACKENDS[self.backend]
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether a request may get more or fewer responses than one."""
+        return self.config.model_transaction_policy.decoupled
 
 
 def parse_config_text(text: str, name: str, *, detected_backend: str = "") -> ModelDescription:
@@ -59,8 +97,8 @@ def parse_config_text(text: str, name: str, *, detected_backend: str = "") -> Mo
     except text_format.ParseError as error:
         raise InvalidArgument(_text_reason(text, error)) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidArgument(f"{_TEXT_SOURCE}: {_tidy(str(error))}") from None
-    return _describe(config, name, _TEXT_SOURCE, detected_backend)
+        raise InvalidArgument(f"{_TEXT_SOURCE}: {tidy(str(error))}") from None
+    return describe(config, name, _TEXT_SOURCE, detected_backend)
 
 
 def parse_config_json(text: str, name: str, *, detected_backend: str = "") -> ModelDescription:
@@ -82,13 +120,24 @@ def parse_config_json(text: str, name: str, *, detected_backend: str = "") -> Mo
     try:
         json_format.Parse(text, config)
     except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
-        raise InvalidArgument(f"{_JSON_SOURCE}: {_tidy(str(error))}") from None
-    return _describe(config, name, _JSON_SOURCE, detected_backend)
+        raise InvalidArgument(f"{_JSON_SOURCE}: {tidy(str(error))}") from None
+    return describe(config, name, _JSON_SOURCE, detected_backend)
 
 
-def _describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> ModelDescription:
+def describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> ModelDescription:
+    """Checks a configuration and says what it means.
+
+    Args:
+        config: The configuration, which the description keeps.
+        name: The model's name, which a name in the configuration must equal.
+        source: What error texts begin with.
+        detected: The backend that the model's files hint at, for configurations that name none.
+
+    Raises:
+        InvalidArgument: If it asks for what can't be done.
+    """
     if config.name and config.name != name:
-        raise InvalidArgument(f"{source}: name '{_tidy(config.name)}' is not the model's name '{name}'")
+        raise InvalidArgument(f"{source}: name '{tidy(config.name)}' is not the model's name '{name}'")
     config.name = name
     try:
         # First what is not supported at all: an ensemble's missing backend is not its problem.
@@ -97,9 +146,16 @@ def _describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> 
         if config.model_transaction_policy.decoupled and backend != "dummy":
             raise InvalidArgument(f"decoupled models are not supported by backend '{backend}'")
         policy = ModelPolicy.from_parameters({key: value.string_value for key, value in config.parameters.items()})
+        options = onnx_options(config) if backend == "onnxruntime" else {}
     except InvalidArgument as error:
-        raise InvalidArgument(f"{source}: {_tidy(error.message)}") from None
-    return ModelDescription(config, backend, policy, config.max_batch_size)
+        raise InvalidArgument(f"{source}: {tidy(error.message)}") from None
+    return ModelDescription(config, backend, policy, config.max_batch_size, options, _without_effect(config, backend))
+
+
+def _without_effect(config: mc.ModelConfig, backend: str) -> tuple[str, ...]:
+    known = OPTIONS if backend == "onnxruntime" else {}
+    unknown = [key for key in sorted(config.parameters) if key not in known and not key.startswith(PREFIX)]
+    return (*fields_without_effect(config), *(tidy(f"parameters.{key}") for key in unknown))
 
 
 def _check_size(text: str, source: str) -> None:
@@ -113,15 +169,16 @@ def _text_reason(text: str, error: text_format.ParseError) -> str:
     line, column = error.GetLine(), error.GetColumn()
     message = str(error)
     if line is None:
-        return f"{_TEXT_SOURCE}: {_tidy(message)}"
+        return f"{_TEXT_SOURCE}: {tidy(message)}"
     message = message.removeprefix(f"{line}:{column} : ")
     lines = text.split("\n")
     if 0 < line <= len(lines):
         message = message.removeprefix(f"'{lines[line - 1]}': ")
     message = message.removeprefix("'': ")
-    return f"{_TEXT_SOURCE} line {line}, column {column}: {_tidy(message)}"
+    return f"{_TEXT_SOURCE} line {line}, column {column}: {tidy(message)}"
 
 
-def _tidy(message: str) -> str:
+def tidy(message: str) -> str:
+    """The first line of a text, printable and not too long."""
     line = "".join(c if c.isprintable() else "?" for c in message.split("\n", 1)[0]).strip()
     return line if len(line) <= _MAX_REASON_CHARACTERS else line[:_MAX_REASON_CHARACTERS] + "..."

@@ -21,6 +21,8 @@ from roost.core.errors import FailedPrecondition
 from roost.registry_client.files import open_regular, reason, shown
 
 CONFIG_FILE = "config.pbtxt"
+SETTINGS_FILE = "model-settings.json"
+CONFIG_FILES = frozenset({CONFIG_FILE, SETTINGS_FILE})
 MAX_FILES = 10_000
 MAX_DEPTH = 16
 CHUNK_BYTES = 1 << 20
@@ -78,7 +80,7 @@ class Artifact:
 def stamp_files(root: str) -> Stamp:
     """Lists all files below a folder, sorted by name, without opening them.
 
-    Hidden files and folders and the folder's own ``config.pbtxt`` are left out. Links are followed.
+    Hidden files and folders and the folder's own configuration are left out. Links are followed.
 
     Raises:
         FailedPrecondition: If something is not a regular file or does not resolve, or if the folder is too
@@ -125,7 +127,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     except OSError as error:
         raise FailedPrecondition(f"folder '{shown(prefix or '.')}' can't be read: {reason(error)}") from None
     for name in names:
-        if name.startswith(".") or (not prefix and name == CONFIG_FILE):
+        if name.startswith(".") or (not prefix and name in CONFIG_FILES):
             continue
         path = os.path.join(folder, name)
         relative = f"{prefix}/{name}" if prefix else name

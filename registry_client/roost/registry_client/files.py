@@ -12,7 +12,10 @@ from roost.core.errors import FailedPrecondition
 
 def shown(name: str) -> str:
     """A file name as error texts may carry it: valid UTF-8, printable, not too long."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair: no name on any disk, but clients send it
+        text = name.encode("utf-8", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 200 else text[:200] + "..."
 
@@ -20,6 +23,11 @@ def shown(name: str) -> str:
 def reason(error: OSError) -> str:
     """What the system says of a failure, without the path that ``str(error)`` has in it."""
     return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def is_plain_file_name(name: str) -> bool:
+    """Whether a name from a configuration can only mean a file, and no hidden one, of the folder it is joined to."""
+    return bool(name) and "/" not in name and not name.startswith(".") and name.isprintable() and len(name) <= 255
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 ::
 
-    <repository>/<model>/config.pbtxt            optional
+    <repository>/<model>/config.pbtxt            optional; or MLServer's model-settings.json
     <repository>/<model>/<version>/model.onnx    versions are positive integers
     <repository>/<model>/model.onnx              no version folders: this is version 1
 
@@ -18,19 +18,35 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from roost.core.names import is_name, version_order
-from roost.registry_client.backends import backend_of_file, backend_of_files
-from roost.registry_client.digest import CONFIG_FILE, Artifact, DigestCache, Stamp, digest_files, stamp_files
-from roost.registry_client.files import read_small_file, reason, shown
+from roost.registry_client.backends import OTHER_FORMATS, backend_of_file, backend_of_files, known_backends
+from roost.registry_client.digest import (
+    CONFIG_FILE,
+    CONFIG_FILES,
+    SETTINGS_FILE,
+    Artifact,
+    DigestCache,
+    FileStamp,
+    Stamp,
+    digest_files,
+    stamp_files,
+)
+from roost.registry_client.files import is_plain_file_name, read_small_file, reason, shown
 from roost.registry_client.model_config import MAX_CONFIG_BYTES, ModelDescription, parse_config_text
+from roost.registry_client.model_settings import parse_settings
+
+FolderStamp: TypeAlias = tuple[FileStamp, ...]
+"""The state of a model's folder itself."""
 
 _log = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"[1-9][0-9]{0,18}\Z")
 _MAX_VERSION = 2**63 - 1
 _MAX_NAMES_LOGGED = 100
+_MAX_LABELS_BYTES = 16 << 20
 
 
 class LocalRepository:
@@ -85,6 +101,10 @@ class LocalRepository:
                 return ModelFolder(name, path)
         raise NotFound(f"model '{shown(name)}' is not in the model repository")
 
+    def folder_of(self, name: str) -> ModelFolder:
+        """The folder of a model that ``scan`` has found, which may be gone meanwhile."""
+        return ModelFolder(name, self.path / name)
+
     def _log_refused(self, names: list[str]) -> None:
         with self._lock:
             for name in sorted(names):
@@ -106,6 +126,23 @@ class ModelFolder:
     name: str
     path: Path
 
+    def whole_stamp(self) -> tuple[FolderStamp, Stamp]:
+        """The state of the folder and of everything in it that is not hidden, without reading a file.
+
+        Raises:
+            NotFound: If the folder is gone.
+            FailedPrecondition: If something in it can't be looked at.
+        """
+        return self.folder_stamp(), stamp_files(str(self.path))
+
+    def versions_of(self, description: ModelDescription) -> list[str]:
+        """The versions of a model with that description, in ascending order.
+
+        Raises:
+            NotFound: If the folder is gone.
+        """
+        return self.versions() if description.place is None else [description.place.version]
+
     def versions(self) -> list[str]:
         """Lists the version folders in ascending order; without any, a model file in the folder is version 1.
 
@@ -126,7 +163,7 @@ class ModelFolder:
         versions, files = self._list()
         if versions:
             try:
-                files = os.listdir(self.path / versions[-1])
+                files = os.listdir(f"{self.path}/{versions[-1]}")
             except OSError:
                 return ""  # what is wrong with the version is said when it is loaded
         return backend_of_files(files)
@@ -140,19 +177,64 @@ class ModelFolder:
             FailedPrecondition: If the folder can't be read.
         """
         detected = self.detect_backend()
-        path = str(self.path / CONFIG_FILE)
-        if not os.path.lexists(path):
-            return parse_config_text("", self.name, detected_backend=detected)
+        if os.path.lexists(f"{self.path}/{CONFIG_FILE}"):
+            return parse_config_text(self._read_text(CONFIG_FILE), self.name, detected_backend=detected)
+        if os.path.lexists(f"{self.path}/{SETTINGS_FILE}"):
+            text, (versions, _) = self._read_text(SETTINGS_FILE), self._list()
+            return parse_settings(text, self.name, detected_backend=detected, version_folders=bool(versions))
+        return parse_config_text("", self.name, detected_backend=detected)
+
+    def _read_text(self, file_name: str) -> str:
         try:
-            data = read_small_file(path, CONFIG_FILE, MAX_CONFIG_BYTES)
+            data = read_small_file(f"{self.path}/{file_name}", file_name, MAX_CONFIG_BYTES)
         except FailedPrecondition as error:
             raise InvalidArgument(error.message) from None
         try:
-            text = data.decode("utf-8-sig")
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            raise InvalidArgument(f"{CONFIG_FILE} line {line}: not UTF-8 text") from None
-        return parse_config_text(text, self.name, detected_backend=detected)
+            raise InvalidArgument(f"{file_name} line {line}: not UTF-8 text") from None
+
+    def folder_stamp(self, before: FolderStamp = ()) -> FolderStamp:
+        """The state of the folder and of its configuration, for one to three looks at the disk.
+
+        A version that comes or goes changes it; a change inside of a version's folder does not.
+
+        Args:
+            before: An earlier state, which saves looks: a folder that is as it was has no new files.
+
+        Raises:
+            NotFound: If the folder is gone.
+        """
+        path = str(self.path)
+        folder = _stamp_of("", path)
+        if folder is None:
+            raise NotFound(f"model '{self.name}' is not in the model repository any more")
+        names = [file.name for file in before[1:]] if before[:1] == (folder,) else sorted(CONFIG_FILES)
+        files = [_stamp_of(name, f"{path}/{name}") for name in names]
+        return (folder, *(file for file in files if file is not None))
+
+    def read_labels(self, file_name: str) -> tuple[str, ...]:
+        """Reads a file with the label of class 0 in its first line, that of class 1 in its second, and so on.
+
+        Args:
+            file_name: Its plain name; label files belong to the model's folder, not to a version's.
+
+        Raises:
+            InvalidArgument: If there is no such file, or it is no text in UTF-8, or too large.
+        """
+        if not is_plain_file_name(file_name):
+            raise InvalidArgument(f"label file '{shown(file_name)}' must be the plain name of a file of the model")
+        try:
+            data = read_small_file(f"{self.path}/{file_name}", file_name, _MAX_LABELS_BYTES)
+        except FailedPrecondition as error:
+            raise InvalidArgument(f"labels of model '{self.name}': {error.message}") from None
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InvalidArgument(f"label file '{shown(file_name)}' is not UTF-8 text") from None
+        lines = text.replace("\r\n", "\n").split("\n")
+        return tuple(lines[:-1] if lines[-1] == "" else lines)
 
     def artifact(self, version: str, description: ModelDescription, cache: DigestCache) -> Artifact:
         """Finds a version's files and computes their digest; files that are in the cache are not read.
@@ -161,7 +243,7 @@ class ModelFolder:
             NotFound: If there is no such version.
             FailedPrecondition: If its files can't be used; the text says why.
         """
-        root = self._root(version)
+        root = self._root(version, description)
         stamp = stamp_files(root)
         path = self._model_file(root, version, description.model_file, stamp)
         digest = digest_files(root, stamp, cache)
@@ -174,7 +256,7 @@ class ModelFolder:
             NotFound: If there is no such version.
             FailedPrecondition: If its files can't be used; the text says why.
         """
-        root = self._root(version)
+        root = self._root(version, description)
         stamp = stamp_files(root)
         self._model_file(root, version, description.model_file, stamp)
         return stamp
@@ -196,8 +278,12 @@ class ModelFolder:
             raise FailedPrecondition(f"the folder of model '{self.name}' can't be read: {reason(error)}") from None
         return sorted(versions, key=version_order), others
 
-    def _root(self, version: str) -> str:
-        if is_version(version):
+    def _root(self, version: str, description: ModelDescription) -> str:
+        place = description.place
+        if place is not None:
+            if version == place.version:
+                return str(self.path / place.folder)
+        elif is_version(version):
             versions, files = self._list()
             if version in versions:
                 return str(self.path / version)
@@ -211,14 +297,32 @@ class ModelFolder:
         for candidate in (file_name, f"{file_name}/{file_name}"):
             if candidate in names:
                 return os.path.join(root, candidate)
-        others = sorted(name for name in names if backend_of_file(name))
-        hint = f"; found '{shown(others[0])}': rename it or set default_model_filename" if others else ""
+        hint = self._hint(names)
         raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{file_name}'{hint}")
+
+    @staticmethod
+    def _hint(names: set[str]) -> str:
+        others = sorted(name for name in names if backend_of_file(name))
+        if others:
+            return f"; found '{shown(others[0])}': rename it or set default_model_filename"
+        foreign = sorted(OTHER_FORMATS.keys() & {name.split("/", 1)[0] for name in names})
+        if foreign:
+            what = OTHER_FORMATS[foreign[0]]
+            return f"; found '{foreign[0]}', for which there is no {what} runtime; the runtimes are: {known_backends()}"
+        return ""
 
 
 def is_version(name: str) -> bool:
     """Whether a folder of this name holds a version: a positive integer of 64 bits without leading zeros."""
     return _VERSION.match(name) is not None and int(name) <= _MAX_VERSION
+
+
+def _stamp_of(name: str, path: str) -> FileStamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return FileStamp(name, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

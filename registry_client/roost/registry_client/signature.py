@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from roost.core.errors import InvalidArgument
@@ -37,8 +38,8 @@ def signature_from_config(description: ModelDescription) -> Signature | None:
         return None
     batched = description.max_batch_size > 0
     return Signature(
-        tuple(TensorSpec(i.name, _datatype(i), _full_shape(i, batched), i.optional) for i in config.input),
-        tuple(TensorSpec(o.name, _datatype(o), _full_shape(o, batched)) for o in config.output),
+        tuple(_spec(i, _datatype(i), batched, i.optional) for i in config.input),
+        tuple(_spec(o, _datatype(o), batched) for o in config.output),
     )
 
 
@@ -47,6 +48,8 @@ def effective_signature(description: ModelDescription, model: Signature) -> Sign
 
     A side (inputs or outputs) that the configuration does not list is the model's; so are a missing datatype
     and missing dims. A listed side decides order, optional inputs, and which outputs exist for clients.
+
+    Where rows of a batching model are scalars, clients see ``[-1, 1]`` instead of ``[-1]``, as Triton has it.
 
     Args:
         description: The model's description.
@@ -72,7 +75,10 @@ def effective_signature(description: ModelDescription, model: Signature) -> Sign
         missing = [spec.name for spec in model.inputs if spec.name not in listed and not spec.optional]
         if missing:
             raise InvalidArgument(f"input '{missing[0]}' is needed by the model, but the config does not list it")
-    return Signature(merged_inputs or model.inputs, merged_outputs or model.outputs)
+    return Signature(
+        merged_inputs or tuple(_completed(spec, batched) for spec in model.inputs),
+        merged_outputs or tuple(_completed(spec, batched) for spec in model.outputs),
+    )
 
 
 def _own(specs: dict[str, TensorSpec], name: str, kind: str) -> TensorSpec:
@@ -89,16 +95,32 @@ def _merge(kind: str, declared: _Declared, own: TensorSpec, batched: bool, optio
         raise InvalidArgument(
             f"{kind} '{own.name}': the config says {mc.DataType.Name(declared.data_type)}, the model has {has}"
         )
-    shape = _full_shape(declared, batched) if declared.dims else own.shape
+    optional = optional or own.optional
+    if not declared.dims:
+        return _completed(replace(own, optional=optional), batched)
+    spec = _spec(declared, own.datatype, batched, optional)
     # Runtimes report an output of unknown rank as a scalar; then the configuration is all there is.
     unknown = kind == "output" and not own.shape
-    if not unknown and not _fits(shape, own.shape):
+    if not unknown and not _fits(spec.own_shape, own.own_shape):
         batch = " behind the batch dimension" if batched else ""
+        field = "reshape" if declared.HasField("reshape") else "dims"
         raise InvalidArgument(
-            f"{kind} '{own.name}': the config says dims {list(declared.dims)}{batch}, the model has shape "
-            f"{list(own.shape)}"
+            f"{kind} '{own.name}': the config says {field} {list(spec.own_shape[batched:])}{batch}, the model has "
+            f"shape {list(own.shape)}"
         )
-    return TensorSpec(own.name, own.datatype, shape, optional or own.optional)
+    return spec
+
+
+def _completed(spec: TensorSpec, batched: bool) -> TensorSpec:
+    """A tensor of which the configuration says no dims: those of the model, but for scalar rows."""
+    if not batched or spec.shape != (-1,):
+        return spec
+    return replace(spec, shape=(-1, 1), inner=spec.shape)
+
+
+def _spec(declared: _Declared, datatype: str, batched: bool, optional: bool = False) -> TensorSpec:
+    inner = _full_shape(declared.reshape.shape, batched) if declared.HasField("reshape") else None
+    return TensorSpec(declared.name, datatype, _full_shape(declared.dims, batched), optional, inner)
 
 
 def _fits(shape: tuple[int, ...], own: tuple[int, ...]) -> bool:
@@ -128,5 +150,5 @@ def _datatype(declared: _Declared) -> str:
     return DATATYPE_OF_CONFIG[mc.DataType.Name(declared.data_type)].name
 
 
-def _full_shape(declared: _Declared, batched: bool) -> tuple[int, ...]:
-    return (-1, *declared.dims) if batched else tuple(declared.dims)
+def _full_shape(dims: Sequence[int], batched: bool) -> tuple[int, ...]:
+    return (-1, *dims) if batched else tuple(dims)

@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import MAX_RANK
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.files import is_plain_file_name
+from roost.registry_client.reshape import check_reshape
 
 
 def check_config(config: mc.ModelConfig) -> None:
@@ -32,7 +34,9 @@ def check_config(config: mc.ModelConfig) -> None:
         _check_dynamic_batching(config.dynamic_batching, config.max_batch_size)
     for group in config.instance_group:
         _check_instance_group(group)
-    _check_file_name(config.default_model_filename)
+    _check_file_name("default_model_filename", config.default_model_filename, "the version's folder")
+    for output in config.output:
+        _check_file_name(f"label_filename of output '{output.name}'", output.label_filename, "the model's folder")
 
 
 def _check_supported(config: mc.ModelConfig) -> None:
@@ -44,10 +48,6 @@ def _check_supported(config: mc.ModelConfig) -> None:
         raise InvalidArgument("batch_input is not supported yet")
     if config.batch_output:
         raise InvalidArgument("batch_output is not supported yet")
-    tensors: list[mc.ModelInput | mc.ModelOutput] = [*config.input, *config.output]
-    reshaped = [tensor.name for tensor in tensors if tensor.HasField("reshape")]
-    if reshaped:
-        raise InvalidArgument(f"reshape (of '{reshaped[0]}') is not supported yet")
 
 
 def _check_enums(message: Message) -> None:
@@ -82,6 +82,8 @@ def _check_tensors(kind: str, tensors: Iterable[mc.ModelInput] | Iterable[mc.Mod
         wrong = [dim for dim in tensor.dims if dim < -1 or dim == 0]
         if wrong:
             raise InvalidArgument(f"{kind} '{tensor.name}': dims must be positive or -1, not {wrong[0]}")
+        if tensor.HasField("reshape"):
+            check_reshape(f"{kind} '{tensor.name}'", tensor.dims, tensor.reshape.shape)
 
 
 def _check_version_policy(policy: mc.ModelVersionPolicy) -> None:
@@ -122,7 +124,7 @@ def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: i
         )
 
 
-def _check_file_name(name: str) -> None:
-    # It is joined to the version's folder, so it must be a name in it and nothing else.
-    if name and ("/" in name or name.startswith(".") or not name.isprintable() or len(name) > 255):
-        raise InvalidArgument("default_model_filename must be the plain name of a file in the version's folder")
+def _check_file_name(field: str, name: str, folder: str) -> None:
+    # It is joined to the folder, so it must be a name in it and nothing else.
+    if name and not is_plain_file_name(name):
+        raise InvalidArgument(f"{field} must be the plain name of a file in {folder}")

@@ -9,69 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from roost.core.errors import NotFound, RoostError, Unavailable, error_of
+from roost.core.errors import FailedPrecondition, NotFound, Unavailable, error_of
 from roost.core.metadata import IndexEntry
-from roost.core.names import DEFAULT_NAMESPACE, VersionKey, is_name, version_order
+from roost.core.names import is_name, version_order
 from roost.core.tensors import Signature
-from roost.registry_client.model_config import (
-    ModelDescription,
-    effective_signature,
-    served_versions,
-    signature_from_config,
-)
-from roost.registry_client.repository import LocalRepository, ModelFolder
+from roost.registry_client.model_config import effective_signature
+from roost.registry_client.overrides import OverrideFolders
+from roost.registry_client.repository import LocalRepository
+from roost.router.brought import Brought
+from roost.router.models import UNLOADED, Model, Opener, Version, files_changed
 from roost.router.revision import Revision
-from roost.router.states import Availability, AvailabilityEvent, next_availability
+from roost.router.states import Availability, AvailabilityEvent
 from roost.router.store import Store
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNLOADED = "unloaded"
 FOLDERS_LOOKED_AT_EVERY_S = 1.0
-
-
-@dataclass(eq=False, slots=True)
-class Version:
-    """A version as clients see it: its present revision and whether it may be asked for."""
-
-    revision: Revision
-    availability: Availability
-    reason: str = ""
-
-    def advance(self, event: AvailabilityEvent, reason: str = "") -> None:
-        """Moves to the next availability, with the reason that clients are shown."""
-        self.availability = next_availability(self.availability, event)
-        self.reason = reason
-
-
-@dataclass(eq=False, slots=True)
-class Model:
-    """A model whose folder was looked into.
-
-    ``error`` says why it has no versions that could be served; ``looked_at`` is when the folder was read.
-    """
-
-    name: str
-    looked_at: float = 0.0
-    description: ModelDescription | None = None
-    versions: dict[str, Version] = field(default_factory=dict)
-    error: RoostError | None = None
-
-    def latest(self) -> Version | None:
-        """The highest version that is READY, else the highest of all."""
-        if len(self.versions) == 1:  # nearly always, and asked for each request
-            return next(iter(self.versions.values()))
-        ordered = sorted(self.versions, key=version_order, reverse=True)
-        ready = [v for v in ordered if self.versions[v].availability is Availability.READY]
-        return self.versions[(ready or ordered)[0]] if ordered else None
 
 
 class Catalog:
@@ -84,16 +44,19 @@ class Catalog:
         disk: Executor,
         *,
         explicit: bool,
+        overrides: OverrideFolders | None = None,
     ) -> None:
         self._repositories = repositories
         self._store = store
         self._disk = disk
         self.explicit = explicit
+        self._opener = Opener(explicit=explicit)
+        self.brought = Brought(overrides, self._opener, disk)
         self._homes: dict[str, LocalRepository | None] = {}  # None: the name is in more than one repository
         self._models: dict[str, Model] = {}
 
     def __len__(self) -> int:
-        return len(self._homes)
+        return len(self._homes) + len(self.brought.names() - self._homes.keys())
 
     async def scan(self) -> None:
         """Reads the names of all models."""
@@ -105,7 +68,18 @@ class Catalog:
 
     def names(self) -> list[str]:
         """All model names, sorted."""
-        return sorted(self._homes)
+        return sorted(self._homes.keys() | self._models.keys())
+
+    def available_names(self) -> list[str]:
+        """The names of the models that may be asked for, sorted; nothing is read from the disk for that."""
+        ready = {
+            name
+            for name, model in self._models.items()
+            if any(version.availability is Availability.READY for version in model.versions.values())
+        }
+        if self.explicit:
+            return sorted(ready)
+        return sorted(ready | {name for name, home in self._homes.items() if home and name not in self._models})
 
     def known(self, name: str, version: str) -> Version | None:
         """The version if it can be said without reading the disk: the hot path."""
@@ -119,7 +93,7 @@ class Catalog:
 
         Raises:
             NotFound: If there is no such model or version, or it was never loaded or unloaded by a call.
-            Unavailable: If its configuration or files are broken.
+            Unavailable: If its configuration or files are broken, or if its policy does not serve the version.
         """
         model = await self.model(name)
         if model.error is not None:
@@ -127,9 +101,11 @@ class Catalog:
         if model.error is not None:
             raise error_of(model.error.code, model.error.message)  # a kept one would keep every caller's frames
         found = model.versions.get(version) if version else model.latest()
+        if version in model.unserved and any(v.availability is Availability.READY for v in model.versions.values()):
+            raise Unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
         if found is None and version:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
-        if found is None or never_loaded(found) or found.reason == UNLOADED:
+        if found is None or found.never_loaded() or found.reason == UNLOADED:
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         return found
 
@@ -147,29 +123,62 @@ class Catalog:
         model = await self._on_disk(partial(self._open, name))
         return self._models.setdefault(name, model)  # two callers may have read the folder at once
 
-    async def reopen(self, name: str) -> Model:
-        """Reads a model's folder afresh, for a load call; what is served now stays as it is.
+    async def reopen(self, name: str, config: str | None = None) -> Model:
+        """Reads a model's folder afresh; what is served now stays as it is.
+
+        Args:
+            name: The model.
+            config: A configuration in JSON in place of the one on disk.
 
         Raises:
-            NotFound: If there is no such folder.
+            FailedPrecondition: If there is no such folder.
+            InvalidArgument: If the configuration is wrong.
         """
         if self._homes.get(name) is None and is_name(name):
             await self._find(name)
         if name not in self._homes:
-            raise NotFound(f"failed to load '{_shown(name)}', failed to poll from model repository")
-        return await self._on_disk(partial(self._open, name))
+            raise FailedPrecondition(f"failed to load '{_shown(name)}', failed to poll from model repository")
+        return await self._on_disk(partial(self._open, name, config))
 
     def present(self, name: str) -> Model | None:
         """The model as it is known now, without a look at the disk."""
         return self._models.get(name)
 
+    def shown(self) -> Iterator[Revision]:
+        """The revisions that statistics show: those that were used, with explicit control all that are available."""
+        for model in list(self._models.values()):  # models come and go while this is suspended
+            for version in list(model.versions.values()):
+                revision = version.revision
+                if not revision.retired and (
+                    revision.used or (self.explicit and version.availability is Availability.READY)
+                ):
+                    yield revision
+
     def show_failed(self, name: str, number: str, version: Version) -> None:
         """Lets clients see why a load call failed, where nothing else is served under that version."""
-        self._models.setdefault(name, Model(name)).versions[number] = version
+        if name in self._homes:  # of others nothing is left to be seen
+            self._models.setdefault(name, Model(name)).versions[number] = version
 
     def install(self, model: Model) -> None:
         """Puts a model in the place of the one of its name."""
         self._models[model.name] = model
+
+    def homes(self) -> Mapping[str, LocalRepository | None]:
+        """The repository of each model; None for names that are in more than one."""
+        return self._homes
+
+    def appear(self, name: str, repository: LocalRepository) -> None:
+        """A repository has a folder of that name; one that is known already stays where it is."""
+        self._homes.setdefault(name, repository)
+
+    def in_repository(self, name: str) -> bool:
+        """Whether a repository has a folder of that name, as far as was seen."""
+        return name in self._homes
+
+    def forget(self, name: str) -> None:
+        """The model is not known any more."""
+        self._models.pop(name, None)
+        self._homes.pop(name, None)
 
     async def prepare(self, revision: Revision) -> None:
         """Looks at a revision's files, hashing those that changed, and takes the signature from the store if there.
@@ -181,23 +190,28 @@ class Catalog:
 
     async def changed(self, revision: Revision) -> bool:
         """Whether the files are others than those that were looked at last."""
-        artifact = revision.artifact
+        return await self._on_disk(partial(files_changed, revision))
 
-        def look() -> bool:
-            try:
-                stamp = revision.folder.stamp(revision.key.version, revision.description)
-            except RoostError:
-                return artifact is not None
-            return artifact is None or stamp != artifact.stamp
-
-        return await self._on_disk(look)
+    async def outdated(self, name: str) -> bool:
+        """Whether a model's folder is not as it was read; one that is gone is no news."""
+        model, home = self._models.get(name), self._homes.get(name)
+        if model is None or home is None:
+            return False
+        try:
+            stamp = await self._on_disk(partial(home.folder_of(name).folder_stamp, model.stamp))
+        except NotFound:
+            return False
+        return stamp != model.stamp
 
     async def remember(self, revision: Revision, signature: Signature) -> None:
         """Keeps what the runtime said of a revision's artifact, for the next start."""
         artifact = revision.artifact
         if artifact is not None:
-            backend = revision.description.backend
-            await self._on_disk(partial(self._store.put_signature, artifact.digest, backend, signature))
+            await self._on_disk(partial(self._remember, artifact.digest, revision.description.backend, signature))
+
+    def _remember(self, digest: str, backend: str, signature: Signature) -> None:
+        if self._store.get_signature(digest, backend) != signature:
+            self._store.put_signature(digest, backend, signature)
 
     def loaded(self, revision: Revision) -> None:
         """A load of the revision went well."""
@@ -227,7 +241,7 @@ class Catalog:
 
     def _index_of(self, name: str) -> Iterable[IndexEntry]:
         model = self._models.get(name)
-        if model is None or (all(never_loaded(version) for version in model.versions.values()) and not model.error):
+        if model is None or (all(version.never_loaded() for version in model.versions.values()) and not model.error):
             return [IndexEntry(name)]
         if model.error is not None:
             return [IndexEntry(name, "", Availability.UNAVAILABLE, model.error.message)]
@@ -268,49 +282,33 @@ class Catalog:
     def _open_some(self, names: Sequence[str]) -> list[Model]:
         return [self._open(name) for name in names]
 
-    def _open(self, name: str) -> Model:
-        model = Model(name, time.monotonic())
+    def _open(self, name: str, config: str | None = None) -> Model:
         repository = self._homes[name]
         if repository is None:
-            model.error = Unavailable(f"model '{name}' is in more than one repository")
-            return model
+            reason = Unavailable(f"model '{name}' is in more than one repository")
+            return Model(name, time.monotonic(), error=reason)
         try:
             folder = repository.open_model(name)
-            description = model.description = folder.load_config()
-            versions = folder.versions()
-            served = served_versions(description, versions)
-        except RoostError as error:
-            model.error = Unavailable(f"model '{name}' can't be served: {error.message}")
-            return model
-        if not served:
-            model.error = Unavailable(f"model '{name}' has no version to serve")
-        for version in served:
-            model.versions[version] = self._version(folder, description, name, version)
-        return model
-
-    def _version(self, folder: ModelFolder, description: ModelDescription, name: str, version: str) -> Version:
-        key = VersionKey(DEFAULT_NAMESPACE, name, version)
-        revision = Revision(key, folder, description)
-        declared = signature_from_config(description)
-        if declared is not None:
-            revision.describe(declared)
-        return Version(revision, Availability.UNAVAILABLE if self.explicit else Availability.READY)
+        except NotFound as error:
+            reason = Unavailable(f"model '{name}' can't be served: {error.message}")
+            return Model(name, time.monotonic(), error=reason)
+        return self._opener.open(folder) if config is None else self._opener.open_with(folder, config)
 
     def _prepare(self, revision: Revision) -> None:
-        description = revision.description
+        description, before = revision.description, revision.artifact
         artifact = revision.folder.artifact(revision.key.version, description, self._store)
         known = self._store.get_signature(artifact.digest, description.backend)
         revision.artifact = artifact
-        if known is not None and revision.contract is None:
-            revision.describe(effective_signature(description, known))
+        if before is not None and before.digest != artifact.digest:
+            revision.former = None
+        if revision.contract is None:
+            if revision.former is not None:
+                revision.contract = revision.former
+            elif known is not None:
+                revision.describe(effective_signature(description, known))
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call)
-
-
-def never_loaded(version: Version) -> bool:
-    """Whether the version waits for its first load call."""
-    return version.availability is Availability.UNAVAILABLE and not version.reason
 
 
 def _shown(name: str) -> str:

@@ -15,6 +15,7 @@ from roost.core.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
+    Limit,
     NotFound,
     ResourceExhausted,
     RoostError,
@@ -176,6 +177,12 @@ class Loader:
             for instance in list(revision.instances):
                 if instance.state is InstanceState.READY and not instance.leases:
                     self.evict(instance)
+            self._let_go(revision)
+
+    def _let_go(self, revision: Revision) -> None:
+        """Nothing of a retired revision is left, or will be: its files may go."""
+        if revision.retired and not (revision.instances or revision.load is not None or revision.wanted()):
+            self._catalog.brought.released(revision)
 
     def worker_came(self) -> None:
         """A worker is up."""
@@ -189,7 +196,7 @@ class Loader:
             instance.advance(InstanceEvent.WORKER_LOST)
             self._ledger.leaving(instance.id)
             if instance in instance.revision.instances:
-                instance.revision.instances.remove(instance)
+                self._take_out(instance)
 
     def worker_reaped(self, worker: Worker) -> None:
         """A worker's process has ended: its memory is free."""
@@ -233,6 +240,7 @@ class Loader:
         self.room.hurry(revision)
         load.set_result(error)
         self._on_outcome(revision, error)
+        self._let_go(revision)
 
     async def _load_with_retry(self, revision: Revision) -> None:
         await self._catalog.prepare(revision)
@@ -258,8 +266,7 @@ class Loader:
             if instance is None:
                 self._ledger.gone(number)
                 self.room.changed()
-        if learned is not None:
-            await self._catalog.remember(revision, learned)
+        await self._catalog.remember(revision, learned)
 
     async def _choose_worker(self) -> Worker:
         """The worker with the least in it."""
@@ -267,15 +274,14 @@ class Loader:
             await self._worker_up.wait()
         return min((w for w in self._workers if w.up), key=lambda w: (w.accounted_bytes(), w.id))
 
-    async def _fill(self, instance: Instance) -> Signature | None:
-        """Has the worker create an instance that has its memory reserved; returns a signature that is news."""
+    async def _fill(self, instance: Instance) -> Signature:
+        """Has the worker create an instance that has its memory reserved; returns what the model says of itself."""
         revision = instance.revision
         instance.worker.instances[instance.id] = instance
         revision.instances.append(instance)
         started = time.monotonic()
         try:
             signature = await self._create(instance)
-            known = revision.contract is not None
             revision.describe(effective_signature(revision.description, signature))
         except WorkerEnded:
             raise
@@ -286,7 +292,7 @@ class Loader:
             self._drop(instance, InstanceEvent.FAILED)
             raise
         self._finish(instance, time.monotonic() - started)
-        return None if known else signature
+        return signature
 
     async def _create(self, instance: Instance) -> Signature:
         revision, worker = instance.revision, instance.worker
@@ -297,7 +303,7 @@ class Loader:
             "backend": revision.description.backend,
             "path": artifact.path,
             "root": artifact.root,
-            "options": {},
+            "options": dict(revision.description.options),
         }
         assert worker.link is not None
         try:
@@ -318,11 +324,7 @@ class Loader:
         revision = instance.revision
         instance.advance(InstanceEvent.LOADED)
         self._ledger.loaded(instance.id, time.monotonic(), load_s=load_s)
-        stats = self._stats.of(revision.key.name, revision.key.version)
-        stats.loads += 1
-        stats.load_s += load_s
-        if self._stats.on_load is not None:
-            self._stats.on_load(revision.key.name, load_s)
+        self._stats.loaded(revision.key.name, revision.key.version, load_s)
         if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
             revision.failure = None
             self._catalog.loaded(revision)
@@ -347,7 +349,10 @@ class Loader:
         revision.failure_checked = now
         self._stats.of(revision.key.name, revision.key.version).load_failures += 1
         self._catalog.failed(revision, failure.reason)
-        log.error("loading %s failed: %s", revision.key, failure.reason)
+        # What was replaced may have lost its files, and its requests go to what took its place.
+        log.log(
+            logging.DEBUG if revision.retired else logging.ERROR, "loading %s failed: %s", revision.key, failure.reason
+        )
         return failure_error(revision, failure, now)
 
     async def _discard(self, instance: Instance) -> None:
@@ -384,9 +389,14 @@ class Loader:
             return
         instance.advance(event)
         del instance.worker.instances[instance.id]
-        instance.revision.instances.remove(instance)
+        self._take_out(instance)
         self._ledger.gone(instance.id)
         self.room.changed()
+
+    def _take_out(self, instance: Instance) -> None:
+        instance.revision.instances.remove(instance)
+        instance.revision.cool()
+        self._let_go(instance.revision)
 
 
 def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unavailable:
@@ -399,4 +409,4 @@ def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unava
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the server is stopping", retry_after_s=1.0)
+    return Unavailable("the server is stopping", retry_after_s=1.0, limit=Limit.DRAINING)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from roost.core.errors import Cancelled, ResourceExhausted
+from roost.core.errors import Cancelled, Limit, ResourceExhausted
 from roost.core.units import format_bytes
 from roost.router.placement import Evict, Fits, Ledger, Refuse, Wait
 from roost.router.revision import Revision
@@ -135,7 +135,8 @@ def _too_large(waiting: _Waiting, available_bytes: int) -> ResourceExhausted:
     return ResourceExhausted(
         f"model '{waiting.revision.key.name}' version {waiting.revision.key.version} needs "
         f"{format_bytes(waiting.need_bytes)}, more than the {format_bytes(available_bytes)} that the memory budget "
-        "has for it"
+        "has for it",
+        limit=Limit.NO_MEMORY,
     )
 
 
@@ -144,4 +145,5 @@ def _no_room(revision: Revision) -> ResourceExhausted:
         f"model '{revision.key.name}' was never loaded and there is no room to look at it without evicting a model "
         "that is in use: declare its inputs and outputs in config.pbtxt, or send it a request",
         retry_after_s=1.0,
+        limit=Limit.NO_MEMORY,
     )

@@ -6,30 +6,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import random
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from weakref import WeakValueDictionary
+from pathlib import Path
+from typing import Any
 
-from roost.core.errors import DeadlineExceeded, FailedPrecondition, RoostError
+from roost.core.errors import RoostError, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata
 from roost.core.names import version_order
 from roost.core.requests import InferRequest, InferResponse
+from roost.core.statistics import ModelStatistics
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import PLATFORMS
 from roost.registry_client.model_config import complete_config
+from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
-from roost.router.catalog import UNLOADED, Catalog, Model, Version, never_loaded
+from roost.router.catalog import Catalog
+from roost.router.control import Control
+from roost.router.inference import Inference
+from roost.router.looking import Looker
 from roost.router.mesh import Mesh, MeshSettings
+from roost.router.models import Version
 from roost.router.placement import Ledger
+from roost.router.polling import Polling
 from roost.router.revision import Revision
 from roost.router.snapshot import view_device, view_worker
-from roost.router.states import Availability, AvailabilityEvent
+from roost.router.states import Availability
+from roost.router.statistics import statistics
 from roost.router.stats import Stats
 from roost.router.store import Store
 from roost.router.traffic import Traffic
@@ -42,14 +48,23 @@ log = logging.getLogger(__name__)
 class Router:
     """See the module. Use ``router`` to get one that runs."""
 
-    def __init__(self, catalog: Catalog, mesh: Mesh, ledger: Ledger, traffic: Traffic, stats: Stats) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        mesh: Mesh,
+        ledger: Ledger,
+        traffic: Traffic,
+        stats: Stats,
+        inference: Inference,
+        control: Control,
+    ) -> None:
         self._catalog = catalog
         self._mesh = mesh
         self._ledger = ledger
         self._traffic = traffic
         self.stats = stats
-        self._random = random.Random()
-        self._loads: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one load call a model at a time
+        self._inference = inference
+        self._control = control
 
     @property
     def ready(self) -> bool:
@@ -65,25 +80,24 @@ class Router:
         """Sets how many private bytes instances may have together."""
         self._ledger.budget_bytes = budget_bytes
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    def infer(self, request: InferRequest) -> Coroutine[Any, Any, InferResponse]:
         """Answers one request; cancelling it takes it out of the queue or ends its run.
 
         Raises:
             RoostError: See DataPlane.
         """
-        version = await self._resolve(request)
-        revision = version.revision
-        request.context.served_by = (revision.key.name, revision.key.version)
-        if revision.failure is not None:
-            await self._mesh.loader.check(revision)
-        contract = revision.contract or await self._contract(revision, request.context.deadline)
-        contract.check(request)
-        pending = self._mesh.submit(revision, request)
-        try:
-            return await pending.future
-        except asyncio.CancelledError:
-            self._mesh.abandon(pending)
-            raise
+        return self._inference.infer(request)
+
+    def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Answers one request of any model, response by response; the last one is ``final``.
+
+        The model waits while nobody takes what it has answered. Closing the generator takes the request out of the
+        queue or ends its run.
+
+        Raises:
+            RoostError: See DataPlane; after what the model had answered before.
+        """
+        return self._inference.infer_stream(request)
 
     async def model_ready(self, name: str, version: str) -> bool:
         """Whether the version may be asked for; False for what is not known."""
@@ -121,56 +135,52 @@ class Router:
         """All versions with their state."""
         return await self._catalog.index(ready)
 
-    async def load(self, name: str) -> None:
+    async def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """What was counted since versions became available, in order of names and versions.
+
+        Args:
+            name: The model, whose available versions are shown even if they were never used; empty: all versions that
+                were used, and with explicit control all that are available.
+            version: The version; empty: all.
+
+        Raises:
+            NotFound: If there is no such model or version.
+        """
+        return await statistics(self._catalog, self._traffic, self.stats, name, version)
+
+    def shown(self) -> Iterator[Revision]:
+        """The revisions that metrics show, in no order; models may come and go meanwhile."""
+        return self._catalog.shown()
+
+    def names(self) -> list[str]:
+        """The models that may be asked for, sorted; with explicit control those that are loaded."""
+        return self._catalog.available_names()
+
+    async def load(self, name: str, parameters: Mapping[str, bool | int | str | bytes]) -> None:
         """Makes a model's versions available, once each of them was loaded; what is served already and unchanged stays.
+
+        Args:
+            name: The model.
+            parameters: ``config`` and ``file:<path>`` take the place of what is on disk until the next load.
 
         Raises:
             FailedPrecondition: If loading is not explicit, or a version can't be loaded; what was served before stays.
-            NotFound: If there is no such model.
+            InvalidArgument: If configuration or files of the parameters are wrong.
+            ResourceExhausted: If there is no space for the files.
         """
-        self._require_explicit()
-        async with self._loads.setdefault(name, asyncio.Lock()):
-            present = self._catalog.present(name)
-            fresh = await self._catalog.reopen(name)
-            if fresh.error is not None:
-                raise FailedPrecondition(f"failed to load '{name}': {fresh.error.message}")
-            kept = await self._unchanged(present, fresh)
-            fresh.versions.update(kept)
-            try:
-                for number, version in fresh.versions.items():
-                    if number not in kept:
-                        await self._load_version(name, number, version, present)
-            except FailedPrecondition:
-                for number in fresh.versions.keys() - kept.keys():
-                    self._mesh.retire(fresh.versions[number].revision)
-                raise
-            self._catalog.install(fresh)
-            for number, old in (present.versions if present is not None else {}).items():
-                if fresh.versions.get(number) is not old:
-                    self._mesh.retire(old.revision)
+        await self._control.load(name, parameters)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, unload_dependents: bool = False) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.
 
         Raises:
             FailedPrecondition: If loading is not explicit.
         """
-        self._require_explicit()
-        present = self._catalog.present(name)
-        if present is None:
-            return
-        for version in present.versions.values():
-            if version.availability in (Availability.READY, Availability.UNAVAILABLE) and not never_loaded(version):
-                self._take_from_service(version)
+        await self._control.unload(name, unload_dependents)
 
     async def load_at_start(self, names: Sequence[str]) -> None:
         """Loads what the command line names; a model that fails is UNAVAILABLE and does not stop the server."""
-        wanted = self._catalog.names() if "*" in names else list(names)
-        for name in wanted:
-            try:
-                await self.load(name)
-            except RoostError as error:
-                log.error("%s", error.message)
+        await self._control.load_at_start(names)
 
     def view(self) -> MeshView:
         """What the mesh looks like now; the transports fill in what they hold."""
@@ -184,89 +194,27 @@ class Router:
             tuple(view_worker(worker, self._ledger) for worker in self._mesh.workers),
         )
 
-    async def _resolve(self, request: InferRequest) -> Version:
-        name, version = request.model_name, request.model_version
-        if self._traffic.routes:
-            name, version = self._traffic.resolve(name, version, self._random.random())
-        found = self._catalog.known(name, version)
-        if found is not None and found.availability is Availability.READY:
-            return found
-        return await self._catalog.version(name, version)
-
     async def _described(self, name: str, version: str) -> tuple[Version, Contract]:
         found = await self._catalog.version(*self._traffic.resolve_main(name, version))
-        revision = found.revision
+        try:
+            return found, await self._learn(found.revision)
+        except Unavailable:
+            if not await self._inference.replaced(found.revision):
+                raise
+        found = await self._catalog.version(*self._traffic.resolve_main(name, version))
+        return found, await self._learn(found.revision)
+
+    async def _learn(self, revision: Revision) -> Contract:
+        """The contract of a revision, which is loaded for that if need be, but in nobody's place."""
         if revision.failure is not None:
             await self._mesh.loader.check(revision)
         if revision.contract is None:
-            await self._recall(revision)
+            await self._inference.recall(revision)
         if revision.contract is None:
             await self._mesh.loader.bring(revision, claim=False, older_than=-math.inf)
-        assert revision.contract is not None
-        return found, revision.contract
-
-    async def _contract(self, revision: Revision, deadline: float) -> Contract:
-        """The contract of a revision that was not used since the start: from the store, else by loading it."""
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
-                await self._recall(revision)
-                if revision.contract is None:
-                    await self._mesh.loader.bring(revision)
-        except TimeoutError:
-            raise DeadlineExceeded("Request timeout expired while its model was loading") from None
-        assert revision.contract is not None
-        return revision.contract
-
-    async def _recall(self, revision: Revision) -> None:
-        """Takes the signature from the store, if it is there for these files.
-
-        Whatever is wrong with them the load that follows meets again: it remembers it and makes it known.
-        """
-        with contextlib.suppress(RoostError):
-            await self._catalog.prepare(revision)
-
-    async def _unchanged(self, present: Model | None, fresh: Model) -> dict[str, Version]:
-        """The versions that are served now and whose files and configuration are still the same."""
-        kept: dict[str, Version] = {}
-        for number, version in (present.versions if present is not None else {}).items():
-            new = fresh.versions.get(number)
-            same = new is not None and version.revision.description == new.revision.description
-            if (
-                same
-                and version.availability is Availability.READY
-                and not await self._catalog.changed(version.revision)
-            ):
-                kept[number] = version
-        return kept
-
-    async def _load_version(self, name: str, number: str, version: Version, present: Model | None) -> None:
-        version.advance(AvailabilityEvent.LOAD)
-        shown = present.versions.get(number) if present is not None else None
-        try:
-            await self._mesh.loader.bring(version.revision)
-        except RoostError as error:
-            reason = version.revision.failure.reason if version.revision.failure is not None else error.message
-            version.advance(AvailabilityEvent.FAILED, reason)
-            if shown is None or shown.availability is not Availability.READY:
-                self._catalog.show_failed(name, number, version)
-            raise FailedPrecondition(
-                f"load failed for model '{name}': version {number} is at UNAVAILABLE state: {reason}"
-            ) from None
-        version.advance(AvailabilityEvent.LOADED)
-
-    def _take_from_service(self, version: Version) -> None:
-        if version.availability is Availability.READY:
-            version.advance(AvailabilityEvent.UNLOAD)
-            version.advance(AvailabilityEvent.UNLOADED, UNLOADED)
-        else:
-            version.advance(AvailabilityEvent.UNLOAD, UNLOADED)
-        self._mesh.retire(version.revision)
-
-    def _require_explicit(self) -> None:
-        if not self._catalog.explicit:
-            raise FailedPrecondition(
-                "explicit model load / unload is not allowed: start the server with --model-control explicit"
-            )
+        contract = revision.contract or revision.former  # it may have gone again already
+        assert contract is not None
+        return contract
 
 
 @asynccontextmanager
@@ -277,22 +225,48 @@ async def router(
     traffic: Traffic,
     *,
     explicit: bool,
+    poll_interval_s: float | None = None,
+    overrides_dir: Path | None = None,
 ) -> AsyncIterator[Router]:
     """Runs a router: models listed and workers up at the start, workers gone at the end.
 
     The device's budget is 0 until ``set_budget`` is called, since what the idle processes use is known only then.
+
+    Args:
+        repositories: Where models come from.
+        store: What survives a restart.
+        settings: How the mesh is made.
+        traffic: The routes.
+        explicit: Whether only load calls make models available.
+        poll_interval_s: How often the repositories are looked at for changes; None for never.
+        overrides_dir: A folder of the router's own for files that load calls bring; None to refuse them.
     """
     stats = Stats()
     ledger = Ledger(0)
-    with ThreadPoolExecutor(2, thread_name_prefix="roost-disk") as disk:
-        catalog = Catalog(repositories, store, disk, explicit=explicit)
+    with (
+        ThreadPoolExecutor(2, thread_name_prefix="roost-disk") as disk,
+        ThreadPoolExecutor(1, thread_name_prefix="roost-classify") as classifying,
+    ):
+        overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
+        catalog = Catalog(repositories, store, disk, explicit=explicit, overrides=overrides)
         async with asyncio.TaskGroup() as group:
             mesh = Mesh(settings, ledger, catalog, stats, group)
+            watching: asyncio.Task[None] | None = None
             try:
                 await catalog.scan()
                 for name in sorted(traffic.models() - set(catalog.names())):
                     log.warning("a route leads to model '%s', which is in no repository", name)
                 await mesh.start()
-                yield Router(catalog, mesh, ledger, traffic, stats)
+                control = Control(catalog, mesh)
+                renew = control.renew if poll_interval_s is not None else None
+                inference = Inference(catalog, mesh, traffic, classifying, renew)
+                if poll_interval_s is not None:
+                    polling = Polling(Looker(catalog, repositories, disk), control, poll_interval_s)
+                    watching = group.create_task(polling.run())
+                yield Router(catalog, mesh, ledger, traffic, stats, inference, control)
             finally:
+                if watching is not None:
+                    watching.cancel()
                 await mesh.stop()
+                if overrides is not None:
+                    await asyncio.to_thread(overrides.clear)

@@ -7,15 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from roost.core.errors import InvalidArgument
+from roost.core.errors import Internal, InvalidArgument
 from roost.core.requests import InferRequest
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, element_count, unpack_bytes
+from roost.registry_client.reshape import reshaped
+
+
+class Reshapes:
+    """Rewrites the shapes of tensors that clients see in another shape than the model has; data stays as it is."""
+
+    __slots__ = ("_inputs", "_model", "_outputs")
+
+    def __init__(self, model: str, signature: Signature) -> None:
+        self._model = model
+        self._inputs = {spec.name: spec for spec in signature.inputs if spec.inner is not None}
+        self._outputs = {spec.name: spec for spec in signature.outputs if spec.inner is not None}
+
+    def input_shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The shape that the model is to get for a checked input of a client."""
+        spec = self._inputs.get(tensor.name)
+        shape = reshaped(tensor.shape, spec.shape, spec.own_shape) if spec is not None else None
+        return tensor.shape if shape is None else shape
+
+    def output_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that a client is to get for an output of the model.
+
+        Raises:
+            Internal: If the model has answered what its configuration does not say.
+        """
+        spec = self._outputs.get(name)
+        if spec is None:
+            return shape
+        seen = reshaped(shape, spec.own_shape, spec.shape)
+        if seen is None:
+            raise Internal(
+                f"output '{name}' of model '{self._model}' has shape {_dims(shape)}, which does not fit the reshape of "
+                f"{_dims(spec.own_shape)} in its configuration"
+            )
+        return seen
 
 
 class Contract:
     """A signature made ready for checking: lookups by name instead of scans."""
 
-    __slots__ = ("_inputs", "_outputs", "_required", "max_batch_size", "model", "signature")
+    __slots__ = ("_inputs", "_outputs", "_required", "max_batch_size", "model", "reshapes", "signature")
 
     def __init__(self, model: str, signature: Signature, max_batch_size: int) -> None:
         self.model = model
@@ -24,6 +59,8 @@ class Contract:
         self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+        specs = [*signature.inputs, *signature.outputs]
+        self.reshapes = Reshapes(model, signature) if any(spec.inner is not None for spec in specs) else None
 
     def check(self, request: InferRequest) -> None:
         """Checks all of a request.
@@ -89,7 +126,8 @@ class Contract:
             if rows > self.max_batch_size:
                 expected = self._inputs[tensor.name].shape
                 hint = (
-                    f"; the shape {list(tensor.shape)} has no batch dimension, expected {list(expected)}"
+                    f"; the shape {list(tensor.shape)} has no batch dimension, expected {list(expected)}: "
+                    f"the first dimension counts rows, one of them has shape {[1, *tensor.shape]}"
                     if len(tensor.shape) == len(expected) - 1
                     else ""
                 )

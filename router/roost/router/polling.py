@@ -1,0 +1,122 @@
+"""Looks at the repositories again and again: what came, went or changed is found without a call.
+
+A look at everything reads the names of all folders, one state of each folder that was opened, and the states of all
+files of what is loaded. What differs is looked at again a little later, and acted upon when two looks in a row agree:
+so files that are still being written are waited for, and a folder that is replaced by two renames never goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from roost.core.errors import ResourceExhausted, RoostError
+from roost.router.control import Control
+from roost.router.looking import Looker, Seen
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 2.0
+
+
+@dataclass(slots=True)
+class Watch:
+    """What was seen and not acted upon yet; pure."""
+
+    pending: dict[str, Hashable] = field(default_factory=dict)
+    failed: dict[str, Hashable] = field(default_factory=dict)
+
+    def see(self, name: str, look: Hashable) -> bool:
+        """Takes what a model that differs from what is served looks like; whether to act upon it now.
+
+        What failed before is not tried again until it looks different.
+        """
+        if self.failed.get(name) == look:
+            self.pending.pop(name, None)
+            return False
+        if self.pending.get(name) != look:
+            self.pending[name] = look
+            return False
+        del self.pending[name]
+        return True
+
+    def same(self, name: str) -> None:
+        """The model is as it is served."""
+        self.pending.pop(name, None)
+        self.failed.pop(name, None)
+
+
+class Polling:
+    """See the module.
+
+    Args:
+        looker: Looks at the disk.
+        control: Does what has to be done.
+        interval_s: The time between two looks at everything.
+    """
+
+    def __init__(self, looker: Looker, control: Control, interval_s: float) -> None:
+        self._looker = looker
+        self._control = control
+        self._interval_s = interval_s
+        self._watch = Watch()
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        next_s = loop.time() + self._interval_s
+        while True:
+            settle_s = min(SETTLE_S, self._interval_s)
+            await asyncio.sleep(min(settle_s, next_s - loop.time()) if self._watch.pending else next_s - loop.time())
+            try:
+                if loop.time() >= next_s:
+                    await self.look()
+                else:
+                    await self.look_again()
+            except Exception:  # a look that fails is no reason to stop looking
+                log.exception("looking at the repositories failed")
+            if loop.time() >= next_s:
+                next_s = loop.time() + self._interval_s
+
+    async def look(self) -> None:
+        """Looks at everything."""
+        differing = await self._looker.look()
+        for name in [*self._watch.pending, *self._watch.failed]:
+            if name not in differing:
+                self._watch.same(name)
+        await self._act(differing)
+
+    async def look_again(self) -> None:
+        """Looks at what differed the last time."""
+        names = list(self._watch.pending)
+        differing = await self._looker.look_at(names)
+        for name in names:
+            if name not in differing:
+                self._watch.same(name)
+        await self._act(differing)
+
+    async def _act(self, differing: dict[str, Hashable]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name, look in differing.items():
+                if self._watch.see(name, look):
+                    group.create_task(self._update(name, look))
+
+    async def _update(self, name: str, look: Hashable) -> None:
+        """The task of one model; what goes wrong with it concerns no other."""
+        try:
+            if look is Seen.GONE:
+                log.info("model '%s' is not in the repository any more", name)
+                await self._control.remove(name)
+            else:
+                log.info("model '%s' has changed in the repository", name)
+                await self._control.refresh(name)
+        except ResourceExhausted as error:
+            log.warning("the change of model '%s' is tried again: %s", name, error.message)
+        except RoostError as error:
+            self._watch.failed[name] = look
+            log.error("the change of model '%s' is not served: %s", name, error.message)
+        except Exception:
+            self._watch.failed[name] = look
+            log.exception("the change of model '%s' is not served", name)
