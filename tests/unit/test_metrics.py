@@ -8,7 +8,9 @@ import tracemalloc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from roost.core.errors import Code
-from roost.router.stats import RequestRecord, Stats
+from roost.core.frames import StepTimes
+from roost.router.records import RequestRecord
+from roost.router.stats import Stats
 from roost.router.view import DeviceView, InstanceView, MeshView, WorkerView
 from roost.server.exposition import BUCKETS_S, Histogram, labels_of
 from roost.server.metrics import SLICE, Metrics
@@ -19,10 +21,10 @@ EMPTY = MeshView(True, 0, 0, 0, 0, (), ())
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def record(name: str, code: Code | None = None, compute_s: float = 0.003) -> RequestRecord:
-    return RequestRecord(
-        name, "1" if name else "", code, total_s=0.004, queue_s=0.0, load_wait_s=0.0, compute_s=compute_s
-    )
+def record(name: str, code: Code | None = None) -> RequestRecord:
+    infer_s = 0.003 if code is None else 0.0
+    steps = (0.0, infer_s, 0.0)
+    return RequestRecord(name, "1" if name else "", code, 0.004, 0.0, 0.0, *steps, preprocess_s=0.0, postprocess_s=0.0)
 
 
 async def scrape(metrics: Metrics) -> str:
@@ -78,7 +80,7 @@ async def test_counters_by_model_version_and_code() -> None:
     assert value("roost_requests_total", model="a", version="1", code="DEADLINE_EXCEEDED") == 1
     assert value("roost_requests_total", model="", version="", code="NOT_FOUND") == 1
     assert value("roost_requests_total", model="", version="", code="OK") is None
-    assert value("roost_compute_seconds_total", model="a", version="1") == pytest.approx(0.009)
+    assert value("roost_compute_seconds_total", model="a", version="1") == pytest.approx(0.006)
     assert value("roost_loads_total", model="a", version="1") == 3
     assert value("roost_loading_seconds_total", model="a", version="1") == 0.25
     assert value("roost_loads_total", model="b", version="7") == 0
@@ -123,7 +125,7 @@ async def test_histograms_over_all_models() -> None:
     stats = Stats()
     metrics = Metrics(stats, lambda: EMPTY)
     stats.record(record("a"))
-    stats.record(record("b", Code.RESOURCE_EXHAUSTED, compute_s=0.0))
+    stats.record(record("b", Code.RESOURCE_EXHAUSTED))
     assert stats.on_load is not None
     stats.on_load("a", 100.0)
     samples = samples_of(await scrape(metrics))
@@ -187,7 +189,9 @@ async def test_20_000_models_cost_little() -> None:
     try:
         stats = Stats()
         for index in range(20_000):
-            stats.record(RequestRecord(f"customer-{index:05d}", "1", None, 0.01, 0.001, 0.002, 0.003))
+            name = f"customer-{index:05d}"
+            stats.of(name, "1").ran(1, StepTimes(1, 2000, 2000, 5_000_000, 5_000_000, 5_100_000))
+            stats.record(RequestRecord(name, "1", None, 0.01, 0.001, 0.002, 0.0001, 0.003, 0.0002, 0.001, 0.001))
         used_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roost.core.errors import ResourceExhausted
+from roost.core.errors import Limit, ResourceExhausted
 from roost.core.units import format_bytes
 
 
@@ -12,11 +12,13 @@ class ByteBudget:
     Args:
         limit_bytes: How many there may be.
         what: What they are, in the plural, for messages.
+        limit: What metrics call a request that finds no room.
     """
 
-    def __init__(self, limit_bytes: int, what: str = "request bodies") -> None:
+    def __init__(self, limit_bytes: int, what: str = "request bodies", limit: Limit = Limit.BODY_BUDGET) -> None:
         self.limit_bytes = limit_bytes
         self._what = what
+        self._limit = limit
         self.used_bytes = 0
 
     def acquire(self, size_bytes: int) -> None:
@@ -27,13 +29,15 @@ class ByteBudget:
         """
         if size_bytes > self.limit_bytes:
             raise ResourceExhausted(
-                f"{format_bytes(size_bytes)} is more than the {format_bytes(self.limit_bytes)} for all {self._what}"
+                f"{format_bytes(size_bytes)} is more than the {format_bytes(self.limit_bytes)} for all {self._what}",
+                limit=self._limit,
             )
         if self.used_bytes + size_bytes > self.limit_bytes:
             raise ResourceExhausted(
                 f"the server holds {format_bytes(self.used_bytes)} of {self._what}, "
                 f"another {format_bytes(size_bytes)} would pass its limit of {format_bytes(self.limit_bytes)}",
                 retry_after_s=1.0,
+                limit=self._limit,
             )
         self.used_bytes += size_bytes
 

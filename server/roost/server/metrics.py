@@ -3,7 +3,8 @@
 Histograms carry no model label; per model there are only the counters of ``Stats``, which are read when somebody
 scrapes, written family by family in slices between which the event loop does other work. Counters that are zero are
 left out, except requests and loads. Models named in ``--histogram-model`` have histograms of their own, under names
-of their own so that sums over a name never count a request twice.
+of their own so that sums over a name never count a request twice. What others' dashboards ask for is beside this, in
+``metrics_triton`` and ``metrics_kserve``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from roost.core.version import __version__
+from roost.router.records import RequestRecord
+from roost.router.revision import Revision
 from roost.router.states import InstanceState
-from roost.router.stats import ModelStats, RequestRecord, Stats
+from roost.router.stats import ModelStats, Stats
 from roost.router.view import MeshView, WorkerView
 from roost.server.exposition import Histogram, family, head, join, labels_of, number
+from roost.server.metrics_kserve import KServeHistograms
+from roost.server.metrics_machine import MachineUsage
+from roost.server.metrics_triton import machine_text, triton_slices
 
 SLICE = 500
 
@@ -35,7 +41,7 @@ _DURATIONS = {
 _COUNTERS = (
     ("roost_rows_total", "rows", "Rows of batches run, by model version."),
     ("roost_executions_total", "executions", "Batches run, by model version."),
-    ("roost_queue_seconds_total", "queue_s", "Seconds that requests waited for a free slot, by model version."),
+    ("roost_queue_seconds_total", "slot_wait_s", "Seconds that requests waited for a free slot, by model version."),
     ("roost_load_wait_seconds_total", "load_wait_s", "Seconds that requests waited for loads, by model version."),
     ("roost_compute_seconds_total", "compute_s", "Seconds that the runtime took, by model version."),
     ("roost_loading_seconds_total", "load_s", "Seconds that successful loads took, by model version."),
@@ -84,11 +90,21 @@ class Metrics:
         stats: The counters; its hooks become ours.
         view: Makes a view of the mesh, once for each scrape.
         histogram_models: Models that get histograms of their own.
+        shown: Yields the revisions that Triton's metrics show; None for none of these metrics.
     """
 
-    def __init__(self, stats: Stats, view: Callable[[], MeshView], histogram_models: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        view: Callable[[], MeshView],
+        histogram_models: Sequence[str] = (),
+        shown: Callable[[], Iterator[Revision]] | None = None,
+    ) -> None:
         self._stats = stats
         self._view = view
+        self._shown = shown
+        self._usage = MachineUsage()
+        self._kserve = KServeHistograms(histogram_models)
         self._all = _Durations()
         self._by_model = {name: _Durations() for name in histogram_models}
         self._process = CollectorRegistry()
@@ -99,6 +115,8 @@ class Metrics:
 
     def _on_request(self, record: RequestRecord) -> None:
         self._all.observe(record)
+        if record.code is None:
+            self._kserve.observe(record)
         own = self._by_model.get(record.name)
         if own is not None:
             own.observe(record)
@@ -114,11 +132,20 @@ class Metrics:
         view = self._view()
         yield self._server_text(view).encode()
         await asyncio.sleep(0)
-        for parts in (self._histogram_slices(), _instance_slices(view), _model_slices(self._stats)):
+        for parts in self._parts(view):
             for text in parts:
                 if text:
                     yield text.encode()
                 await asyncio.sleep(0)
+
+    def _parts(self, view: MeshView) -> Iterator[Iterator[str]]:
+        yield self._histogram_slices()
+        yield self._kserve.slices()
+        yield _instance_slices(view)
+        yield _model_slices(self._stats)
+        if self._shown is not None:
+            yield iter([machine_text(self._usage)])
+            yield triton_slices(self._shown(), self._stats)
 
     def _server_text(self, view: MeshView) -> str:
         families = [
@@ -128,6 +155,12 @@ class Metrics:
             family("roost_queued_requests", "gauge", "Requests that wait.", [("", view.queued)]),
             family("roost_body_bytes", "gauge", "Bytes of request bodies in the server.", [("", view.body_bytes)]),
             family("roost_body_limit_bytes", "gauge", "Limit of roost_body_bytes.", [("", view.body_limit_bytes)]),
+            family(
+                "roost_refusals_total",
+                "counter",
+                "Requests that ran into a limit, by limit.",
+                [(labels_of(reason=limit), count) for limit, count in self._stats.refusals.items()],
+            ),
             *_device_families(view),
             *_worker_families(view),
         ]
