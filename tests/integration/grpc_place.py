@@ -11,32 +11,34 @@ import pytest
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_server import build_grpc_server
+from roost.server.transport_options import TransportOptions
 
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
 
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = SERVICE + "ModelInfer"
+STREAM = SERVICE + "ModelStreamInfer"
 MIB = 2**20
 
 
 @asynccontextmanager
 async def serving(
-    data_plane: FakeDataPlane, limits: GrpcLimits | None = None
+    data_plane: FakeDataPlane, limits: GrpcLimits | None = None, options: TransportOptions | None = None
 ) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
     """Runs a server; gives its port and a channel to it."""
-    server = build_grpc_server(data_plane, limits or GrpcLimits(health_poll_s=0.01))
+    server = build_grpc_server(data_plane, limits or GrpcLimits(health_poll_s=0.01), options)
     port = server.bind("127.0.0.1", 0)
     await server.start()
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    arguments = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=arguments) as channel:
             yield port, channel
     finally:
         await server.stop(0)
 
 
-def infer_bytes(data: bytes = b"ab", model: str = MODEL, **parameters: int) -> bytes:
-    message = pb.ModelInferRequest(model_name=model, raw_input_contents=[data])
+def infer_bytes(data: bytes = b"ab", model: str = MODEL, request_id: str = "", **parameters: int) -> bytes:
+    message = pb.ModelInferRequest(model_name=model, id=request_id, raw_input_contents=[data])
     message.inputs.add(name="IN", datatype="UINT8", shape=[len(data)])
     for name, value in parameters.items():
         message.parameters[name].int64_param = value

@@ -158,19 +158,11 @@ async def test_unexpected_errors_are_internal_with_an_id(
     assert "KeyError" in caplog.text
 
 
-async def test_methods_not_served_say_so(served: tuple[int, grpc.aio.Channel]) -> None:
-    channel = served[1]
-    for method in ("ModelStatistics", "TraceSetting", "LogSettings", "SystemSharedMemoryStatus"):
-        error = await status_of(channel.unary_unary(SERVICE + method)(b""))
-        assert (error.code(), error.details()) == (
-            grpc.StatusCode.UNIMPLEMENTED,
-            f"{method} is not implemented by this server",
-        )
-    stream = channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([infer_bytes()]))
-    assert (await status_of(stream.read())).code() is grpc.StatusCode.UNIMPLEMENTED
-    index = pb.RepositoryIndexRequest(repository_name="x").SerializeToString()
-    error = await status_of(channel.unary_unary(SERVICE + "RepositoryIndex")(index))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_repositories_have_no_names(served: tuple[int, grpc.aio.Channel]) -> None:
+    for method in ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"):
+        request = pb.RepositoryIndexRequest(repository_name="x").SerializeToString()
+        error = await status_of(served[1].unary_unary(SERVICE + method)(request))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_failed_load_keeps_its_code(plane: FakeDataPlane, served: tuple[int, grpc.aio.Channel]) -> None:

@@ -7,19 +7,22 @@ import gzip
 import math
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
+from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.core.errors import Code, InvalidArgument, ResourceExhausted, RoostError, error_of
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import InferRequest, InferResponse, RegionSlice
 from roost.core.tensors import DATATYPES, ParameterValue, Tensor, TensorSpec, pack_bytes, to_array
 from roost.proto import grpc_service_pb2 as pb
 from roost.server import grpc_codec as codec
+from roost.server import grpc_messages as messages
 from roost.server import grpc_wire
-from roost.server.grpc_errors import STATUS_OF_CODE, details_of, trailing_metadata_of, unexpected
+from roost.server.grpc_errors import STATUS_OF_CODE, details_of, status_of, trailing_metadata_of, unexpected
 from roost.server.grpc_receive import inflate
 
 
@@ -209,13 +212,78 @@ def test_reserved_and_mistyped_parameters_are_refused() -> None:
     assert decode(parameter("triton_enable_empty_final_response", "bool_param", True)).parameters == {}
 
 
-def test_shared_memory_and_classification_are_refused() -> None:
+def shared(item: Any, **values: object) -> None:
+    for name, value in values.items():
+        field = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(item.parameters["shared_memory_" + name], field, value)
+
+
+def test_inputs_in_shared_memory_have_no_raw_contents() -> None:
+    message = with_raws(b"ab", b"cd", inputs=4)
+    shared(message.inputs[0], region="r", byte_size=8)
+    shared(message.inputs[2], region="s", byte_size=4, offset=16)
+    message.inputs[2].parameters["note"].string_param = "x"
+    request = decode(message)
+    assert request.regions == {"X0": RegionSlice("r", 8), "X2": RegionSlice("s", 4, 16)}
+    assert [bytes(tensor.data) for tensor in request.inputs] == [b"", b"ab", b"", b"cd"]
+    assert request.inputs[2].parameters == {"note": "x"}
+    only_shared = pb.ModelInferRequest()
+    shared(only_shared.inputs.add(name="X", datatype="UINT8", shape=[2]), region="r", byte_size=2)
+    assert decode(only_shared).regions == {"X": RegionSlice("r", 2)}
+    assert decode(with_raws(b"ab")).regions == {}
+
+
+def test_outputs_may_be_classified_or_go_to_shared_memory() -> None:
     message = with_raws(b"ab")
-    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    shared(message.outputs.add(name="Y"), region="r", byte_size=8, offset=4)
+    message.outputs.add(name="Z").parameters["classification"].int64_param = 3
+    first, second = decode(message).outputs
+    assert (first.region, first.classification, first.parameters) == (RegionSlice("r", 8, 4), 0, {})
+    assert (second.region, second.classification, second.parameters) == (None, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"region": "r"}, "shared_memory_byte_size"),
+        ({"byte_size": 8}, "without 'shared_memory_region'"),
+        ({"offset": 8}, "without 'shared_memory_region'"),
+        ({"region": "r", "byte_size": -1}, "-1"),
+        ({"region": "r", "byte_size": 8, "offset": -1}, "-1"),
+        ({"region": 5, "byte_size": 8}, "string_param"),
+        ({"region": "r", "byte_size": "8"}, "int64_param"),
+    ],
+)
+def test_shared_memory_parameters_that_make_no_sense(parameters: dict[str, object], expected: str) -> None:
+    message = with_raws(b"ab")
+    shared(message.inputs[0], **parameters)
+    assert expected in refusal(message)
+    message = with_raws(b"ab")
+    shared(message.outputs.add(name="Y"), **parameters)
+    text = refusal(message)
+    assert expected in text
+
+
+def test_conflicts_of_tensors_are_refused() -> None:
+    message = typed("INT32", "int_contents", [1])
+    shared(message.inputs[0], region="r", byte_size=4)
+    assert "unexpected 'content' provided when using shared memory for input tensor 'X'" in refusal(message)
+    twice = pb.ModelInferRequest()
+    for _ in range(2):
+        shared(twice.inputs.add(name="X", datatype="UINT8", shape=[2]), region="r", byte_size=2)
+    assert "already exists" in refusal(twice)
+    for field, value in (("int64_param", 0), ("int64_param", -1), ("string_param", "2")):
+        message = with_raws(b"ab")
+        setattr(message.outputs.add(name="Y").parameters["classification"], field, value)
+        assert "'classification'" in refusal(message)
+    message.outputs[0].parameters["classification"].int64_param = 2
+    shared(message.outputs[0], region="r", byte_size=4)
     assert "shared memory" in refusal(message)
-    message = with_raws(b"ab")
-    message.outputs.add(name="Y").parameters["classification"].int64_param = 2
-    assert "'Y'" in refusal(message)
+
+
+def test_forwarded_headers_are_parameters_that_the_client_cannot_replace() -> None:
+    raw = parameter("x-user", "string_param", "somebody").SerializeToString()
+    assert codec.decode_infer(raw, 0.0, 1.0, headers={"x-user": "me"}).parameters == {"x-user": "me"}
 
 
 # -- responses ------------------------------------------------------------------------------------------------------
@@ -254,17 +322,38 @@ def test_response_beyond_what_grpc_can_carry_is_refused(monkeypatch: pytest.Monk
         codec.encode_response(InferResponse("m", "1", [Tensor("Y", "UINT8", (1000,), bytes(1000))]))
 
 
+def test_stream_responses_carry_the_flag() -> None:
+    outputs = [Tensor("Y", "UINT8", (200,), bytes(200))]
+    for final in (True, False):
+        response = InferResponse("m", "1", outputs, "id", {"mine": 1}, final=final)
+        message = pb.ModelStreamInferResponse.FromString(codec.encode_stream_response(response))
+        assert not message.error_message
+        flag = message.infer_response.parameters.pop("triton_final_response")
+        assert flag.WhichOneof("parameter_choice") == "bool_param"
+        assert flag.bool_param is final
+        assert message.infer_response.SerializeToString() == codec.encode_response(response)
+    error = pb.ModelStreamInferResponse.FromString(codec.encode_stream_error("a\udc80b", "id"))
+    assert (error.error_message, error.infer_response.id, len(error.infer_response.parameters)) == ("a?b", "id", 0)
+
+
+def test_streams_read_whether_an_empty_end_is_wanted() -> None:
+    for wanted in (True, False):
+        message = parameter("triton_enable_empty_final_response", "bool_param", wanted)
+        assert codec.read_infer(message, [], 0.0, 1.0)[1] is wanted
+    assert "bool_param" in refusal(parameter("triton_enable_empty_final_response", "int64_param", 1))
+
+
 def test_metadata_and_index() -> None:
-    server = pb.ServerMetadataResponse.FromString(codec.encode_server_metadata(ServerMetadata("n", "v", ("a", "b"))))
+    server = pb.ServerMetadataResponse.FromString(messages.encode_server_metadata(ServerMetadata("n", "v", ("a", "b"))))
     assert (server.name, server.version, list(server.extensions)) == ("n", "v", ["a", "b"])
     spec = TensorSpec("X", "FP32", (-1, 3))
-    raw = codec.encode_model_metadata(ModelMetadata("m", ("1", "2"), "p", (spec,), (spec,)))
+    raw = messages.encode_model_metadata(ModelMetadata("m", ("1", "2"), "p", (spec,), (spec,)))
     model = pb.ModelMetadataResponse.FromString(raw)
     assert (model.name, list(model.versions), model.platform) == ("m", ["1", "2"], "p")
     assert [(t.name, t.datatype, list(t.shape)) for t in (*model.inputs, *model.outputs)] == [
         ("X", "FP32", [-1, 3])
     ] * 2
-    index = pb.RepositoryIndexResponse.FromString(codec.encode_index([IndexEntry("m", "1", "READY", "r")]))
+    index = pb.RepositoryIndexResponse.FromString(messages.encode_index([IndexEntry("m", "1", "READY", "r")]))
     assert [(e.name, e.version, e.state, e.reason) for e in index.models] == [("m", "1", "READY", "r")]
 
 
@@ -272,12 +361,12 @@ def test_repository_call() -> None:
     message = pb.RepositoryModelLoadRequest(model_name="m")
     message.parameters["config"].string_param = "{}"
     message.parameters["file:1/model.onnx"].bytes_param = b"\x00\xff"
-    call = codec.decode_repository_call(pb.RepositoryModelLoadRequest, message.SerializeToString())
+    call = messages.decode_repository_call(pb.RepositoryModelLoadRequest, message.SerializeToString())
     assert (call.model_name, call.repository_name) == ("m", "")
     assert call.parameters == {"config": "{}", "file:1/model.onnx": b"\x00\xff"}
     message.parameters["nothing"].SetInParent()
     with pytest.raises(InvalidArgument, match="'nothing'"):
-        codec.decode_repository_call(pb.RepositoryModelLoadRequest, message.SerializeToString())
+        messages.decode_repository_call(pb.RepositoryModelLoadRequest, message.SerializeToString())
 
 
 # -- arbitrary bytes ------------------------------------------------------------------------------------------------
@@ -295,7 +384,10 @@ def test_arbitrary_bytes_raise_nothing_else(raw: bytes) -> None:
     decode_or_refuse(raw)
     for cls in (pb.RepositoryModelLoadRequest, pb.RepositoryModelUnloadRequest):
         with contextlib.suppress(InvalidArgument):
-            codec.decode_repository_call(cls, raw)
+            messages.decode_repository_call(cls, raw)
+
+
+TENSOR_PARAMETERS = ["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset", "classification", "x"]
 
 
 @st.composite
@@ -309,6 +401,9 @@ def infer_messages(draw: st.DrawFn) -> bytes:
     for name in draw(st.lists(st.text(max_size=4), max_size=3)):
         shape = draw(st.lists(st.integers(-1, 2**40), max_size=3))
         item = message.inputs.add(name=name, datatype=draw(datatypes), shape=shape)
+        for tensor in (item, message.outputs.add(name=name)):
+            for key in draw(st.lists(st.sampled_from(TENSOR_PARAMETERS), max_size=2)):
+                tensor.parameters[key].int64_param = draw(st.integers(-1, 2**63 - 1))
         if draw(st.booleans()):
             item.contents.int_contents.extend(draw(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3)))
             item.contents.bytes_contents.extend(draw(st.lists(st.binary(max_size=3), max_size=2)))
@@ -384,6 +479,17 @@ def test_inflate(pack: object) -> None:
 def test_status_map_is_total_and_keeps_names() -> None:
     assert set(STATUS_OF_CODE) == set(Code)
     assert all(status.name == code.name for code, status in STATUS_OF_CODE.items())
+
+
+def test_tritons_statuses_are_total() -> None:
+    for code in Code:
+        assert status_of(error_of(code, "x")) is STATUS_OF_CODE[code]
+        status_of(error_of(code, "x"), "ModelInfer", compat_triton=True)
+    full = ResourceExhausted("full")
+    assert status_of(full, "ModelInfer", compat_triton=True) is StatusCode.UNAVAILABLE
+    unknown = error_of(Code.NOT_FOUND, "x")
+    assert status_of(unknown, "ModelInfer", compat_triton=True) is StatusCode.NOT_FOUND
+    assert status_of(unknown, "ModelStatistics", compat_triton=True) is StatusCode.INVALID_ARGUMENT
 
 
 def test_details_are_bounded_and_always_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 from roost.core.errors import Code, Internal, RoostError
 
 _LOG = logging.getLogger(__name__)
@@ -29,8 +31,39 @@ STATUS_OF_CODE: Mapping[Code, grpc.StatusCode] = {
     Code.INTERNAL: grpc.StatusCode.INTERNAL,
 }
 
+# Triton knows fewer reasons; where it has several statuses for one of ours, the one its clients meet most.
+_TRITON_STATUS_OF_CODE: Mapping[Code, grpc.StatusCode] = {
+    **STATUS_OF_CODE,
+    Code.FAILED_PRECONDITION: grpc.StatusCode.UNAVAILABLE,
+    Code.RESOURCE_EXHAUSTED: grpc.StatusCode.UNAVAILABLE,
+    Code.DEADLINE_EXCEEDED: grpc.StatusCode.UNAVAILABLE,
+    Code.PERMISSION_DENIED: grpc.StatusCode.UNAVAILABLE,
+    Code.UNAUTHENTICATED: grpc.StatusCode.UNAVAILABLE,
+    Code.ABORTED: grpc.StatusCode.INTERNAL,
+}
+_TRITON_STATUS_OF_METHOD: Mapping[tuple[str, Code], grpc.StatusCode] = {
+    ("ModelStatistics", Code.NOT_FOUND): grpc.StatusCode.INVALID_ARGUMENT,
+    ("TraceSetting", Code.NOT_FOUND): grpc.StatusCode.INVALID_ARGUMENT,
+    ("TraceSetting", Code.FAILED_PRECONDITION): grpc.StatusCode.INVALID_ARGUMENT,
+    ("LogSettings", Code.INVALID_ARGUMENT): grpc.StatusCode.UNAVAILABLE,
+    ("SystemSharedMemoryRegister", Code.NOT_FOUND): grpc.StatusCode.INTERNAL,
+}
+
 # Clients refuse metadata over 8 KiB at random, and percent-encoding may triple a message.
 _MAX_DETAILS_BYTES = 2400
+
+
+def status_of(error: RoostError, method: str = "", compat_triton: bool = False) -> grpc.StatusCode:
+    """The status of an error.
+
+    Args:
+        error: The error.
+        method: Which method failed, without its service.
+        compat_triton: Whether it is to be the status that Triton has for it.
+    """
+    if not compat_triton:
+        return STATUS_OF_CODE[error.code]
+    return _TRITON_STATUS_OF_METHOD.get((method, error.code)) or _TRITON_STATUS_OF_CODE[error.code]
 
 
 def unexpected(error: Exception, method: str) -> Internal:
@@ -65,11 +98,16 @@ def trailing_metadata_of(error: RoostError) -> tuple[tuple[str, str], ...]:
     return (("retry-after-ms", delay_ms), ("grpc-retry-pushback-ms", delay_ms))
 
 
-async def abort(context: Any, error: RoostError) -> NoReturn:
-    """Ends a call with the status of an error.
+async def abort(context: Any, error: RoostError, status: grpc.StatusCode | None = None) -> NoReturn:
+    """Ends a call with the status of an error, or another one.
 
     Raises:
-        grpc.aio.AbortError: Always; grpc.aio wants to see it, so nobody may catch it.
+        grpc.aio.AbortError: Always, but for the next; grpc.aio wants to see it, so nobody may catch it.
+        CancelledError: If the call has ended already.
     """
-    await context.abort(STATUS_OF_CODE[error.code], details_of(error), trailing_metadata_of(error))
+    try:
+        await context.abort(status or status_of(error), details_of(error), trailing_metadata_of(error))
+    except grpc.aio.InternalError:
+        # The core has ended the call itself, as it does when a message is over the limit: nobody waits for a status.
+        raise asyncio.CancelledError from None
     raise AssertionError("a call went on after its abort")

@@ -7,7 +7,10 @@ from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
+from roost.core.errors import RoostError
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.grpc_calls import Calls, Handlers
+from roost.server.grpc_errors import as_value
 
 HEALTH_SERVICE_NAME: Final = "grpc.health.v1.Health"
 
@@ -24,27 +27,38 @@ class HealthService:
 
     Args:
         data_plane: Whose readiness is reported.
+        calls: Who may ask, and how failures leave.
         closing: Set when the server stops; ends the watches, which would hold it up for the whole grace period.
         poll_s: How often a watch looks at the state.
     """
 
-    def __init__(self, data_plane: DataPlane, closing: asyncio.Event, poll_s: float) -> None:
+    def __init__(self, data_plane: DataPlane, calls: Calls, closing: asyncio.Event, poll_s: float) -> None:
         self._data_plane = data_plane
+        self._calls = calls
+        self._check = calls.guard("health")
         self._closing = closing
         self._poll_s = poll_s
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+    def handlers(self) -> Handlers:
         """The service's methods by name, without serializers."""
         return {
-            "Check": grpc.stream_unary_rpc_method_handler(self._check),
+            "Check": self._calls.unread("Check", "health", self._status),
             "Watch": grpc.stream_stream_rpc_method_handler(self._watch),
         }
 
-    async def _check(self, _messages: Any, _context: Any) -> bytes:
-        return self._status()
-
     async def _watch(self, _messages: Any, context: Any) -> None:
         """Sends the state and each change of it, until the client goes (then it is cancelled) or the server stops."""
+        try:
+            if self._check is not None:
+                self._check(context)
+        except RoostError as error:
+            refusal = as_value(error)
+        else:
+            await self._send_changes(context)
+            return
+        await self._calls.abort(context, refusal, "Watch")
+
+    async def _send_changes(self, context: Any) -> None:
         sent = b""
         while not self._closing.is_set():
             status = self._status()

@@ -20,21 +20,28 @@ _COMPRESSION = {
 class GrpcLimits:
     """What clients may ask of the server, and how connections are kept.
 
-    Messages on their way in take at most ``2 * max_concurrent_receives * max_message_bytes``, and as much again for 8
-    messages of calls other than inference and loading; calls that wait for their turn take 64 KiB each.
+    Messages on their way in take at most ``2 * max_concurrent_receives * max_message_bytes``, as much again those of
+    streams, and ``2 * max_message_bytes`` each of 8 messages of calls other than inference and loading; calls that wait
+    for their turn take 64 KiB each. Streams whose clients are silent or slow for longer than ``stream_silence_s`` may
+    go beyond that, up to ``max_streams`` messages.
 
     Attributes:
         max_message_bytes: Largest message of a client, before and after unpacking.
         max_concurrent_receives: How many inference or load messages are received at once. More help clients on slow
             networks, fewer bound memory more tightly.
         max_waiting_receives: How many more calls may wait for their turn; any further one is refused.
+        max_streams: How many calls of ModelStreamInfer may be open; any further one is refused.
+        max_stream_requests: How many requests of one of them are received before the first of them is answered.
+        stream_silence_s: How long a stream that is new, or sends large messages, may keep others from sending.
         max_concurrent_streams: Calls in flight on one connection; the client's library holds back the others.
         response_compression: How responses are packed for clients that accept it.
         health_poll_s: How often a health watch looks at the server's state.
         keepalive_time_s: A silent connection is probed after this time.
         keepalive_timeout_s: A probe unanswered for this time ends the connection.
         keepalive_permit_without_calls: Whether connections without calls are probed too.
+        max_pings_without_data: How many probes may go out while nothing else does; 0 for any number.
         min_client_ping_interval_s: Clients without calls that ping more often are cut off.
+        max_ping_strikes: How many such pings are forgiven; 0 for any number.
         max_connection_age_s: Connections are asked to end after this time; None for never.
         max_connection_age_grace_s: How long calls in flight then have before the connection is cut; None for ever. The
             only thing that ends a call whose client does not read its answer.
@@ -43,13 +50,18 @@ class GrpcLimits:
     max_message_bytes: int = 64 * 2**20
     max_concurrent_receives: int = 32
     max_waiting_receives: int = 8192
+    max_streams: int = 1024
+    max_stream_requests: int = 64
+    stream_silence_s: float = 1.0
     max_concurrent_streams: int = 1024
     response_compression: Literal["none", "gzip", "deflate"] = "none"
     health_poll_s: float = 0.5
     keepalive_time_s: float = 7200.0
     keepalive_timeout_s: float = 20.0
     keepalive_permit_without_calls: bool = False
+    max_pings_without_data: int = 2
     min_client_ping_interval_s: float = 300.0
+    max_ping_strikes: int = 2
     max_connection_age_s: float | None = None
     max_connection_age_grace_s: float | None = None
 
@@ -72,9 +84,9 @@ class GrpcLimits:
             ("grpc.keepalive_time_ms", _ms(self.keepalive_time_s)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
             ("grpc.keepalive_permit_without_calls", int(self.keepalive_permit_without_calls)),
-            ("grpc.http2.max_pings_without_data", 2),
+            ("grpc.http2.max_pings_without_data", self.max_pings_without_data),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_client_ping_interval_s)),
-            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.http2.max_ping_strikes", self.max_ping_strikes),
         ]
         if self.max_connection_age_s is not None:
             arguments.append(("grpc.max_connection_age_ms", _ms(self.max_connection_age_s)))

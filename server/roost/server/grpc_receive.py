@@ -17,11 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc.aio
-from roost.core.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from roost.core.errors import DeadlineExceeded, InvalidArgument, Limit, ResourceExhausted
 from roost.core.units import format_bytes
 
 # Unpacking more than this (it may grow a thousandfold) blocks the event loop for too long.
 _INLINE_INFLATE_BYTES = 4096
+# Streams whose messages are all smaller than this wait for the next one without a slot: HTTP/2 lets every call have as
+# much on the way anyway.
+_SMALL_BYTES = 65_536
 _GZIP = b"\x1f\x8b\x08"
 _ZLIB_FIRST = b"\x78"
 
@@ -68,12 +71,13 @@ class ReceiveGate:
                 raw = await context.read()
                 if raw is grpc.aio.EOF:
                     return None
-                return await self._unpack(raw) if _is_packed(raw) else raw
+                return await unpack(raw, self._max_message_bytes, self._executor) if _is_packed(raw) else raw
             finally:
                 self._slots.release()
         except asyncio.CancelledError:
             if task in self._expired and task.uncancel() == 0:
-                raise DeadlineExceeded(f"the message was not received within {self._timeout_s:g} s") from None
+                text = f"the message was not received within {self._timeout_s:g} s"
+                raise DeadlineExceeded(text, limit=Limit.RECEIVE_TIMEOUT) from None
             raise
         finally:
             del self._pending[task]
@@ -82,7 +86,8 @@ class ReceiveGate:
 
     def _enter(self) -> asyncio.Task[Any]:
         if len(self._pending) >= self._max_pending:
-            raise ResourceExhausted(f"{len(self._pending)} messages are being received already", retry_after_s=1.0)
+            text = f"{len(self._pending)} messages are being received already"
+            raise ResourceExhausted(text, retry_after_s=1.0, limit=Limit.RECEIVES)
         task = asyncio.current_task()
         assert task is not None
         self._pending[task] = time.monotonic()
@@ -102,11 +107,74 @@ class ReceiveGate:
                 self._expired.add(task)
                 task.cancel()
 
-    async def _unpack(self, raw: bytes) -> bytes:
-        if len(raw) <= _INLINE_INFLATE_BYTES:
-            return inflate(raw, self._max_message_bytes)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, inflate, raw, self._max_message_bytes)
+
+class StreamGate:
+    """Receives the messages of streams, which may also be silent for as long as they like.
+
+    What waits for a message may get one of any size, so whoever waits should hold one of a few slots; but nobody can
+    tell a silent client from a slow one, and silent streams must not keep others from sending. So a stream takes a
+    slot for its first message, and again once a message was large, and gives it back when the message is there or
+    did not come for a while. Clients that send what they have at once hold at most
+    ``2 * slots * max_message_bytes`` here; those that wait, or are slower, are bounded by the number of streams alone.
+
+    Args:
+        slots: How many streams may wait at once for a message that may be large.
+        max_message_bytes: Limit of an unpacked message.
+        silence_s: How long a silent stream may keep a slot from others.
+        executor: Where large compressed messages are unpacked.
+    """
+
+    def __init__(self, *, slots: int, max_message_bytes: int, silence_s: float, executor: ThreadPoolExecutor) -> None:
+        self._slots = asyncio.Semaphore(slots)
+        self._silence_s = silence_s
+        self._max_message_bytes = max_message_bytes
+        self._executor = executor
+
+    async def receive(self, context: Any, expected_bytes: int | None) -> bytes | None:
+        """Receives the next message of a call, unpacked; None when the client has sent all.
+
+        Args:
+            context: The call.
+            expected_bytes: The size of its largest message so far; None if there was none.
+
+        Raises:
+            ResourceExhausted: If the message is too large once unpacked.
+            InvalidArgument: If it is compressed and damaged.
+        """
+        if expected_bytes is not None and expected_bytes <= _SMALL_BYTES:
+            raw = await context.read()
+        else:
+            await self._slots.acquire()
+            slot = _Slot(self._slots, self._silence_s)
+            try:
+                raw = await context.read()
+            finally:
+                slot.give_back()
+        if raw is grpc.aio.EOF:
+            return None
+        return await unpack(raw, self._max_message_bytes, self._executor) if _is_packed(raw) else raw
+
+
+class _Slot:
+    """One slot, held until it is given back or the time is over, whichever comes first."""
+
+    def __init__(self, slots: asyncio.Semaphore, time_s: float) -> None:
+        self._slots = slots
+        self._timer = asyncio.get_running_loop().call_later(time_s, self.give_back)
+        self._is_held = True
+
+    def give_back(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._timer.cancel()
+            self._slots.release()
+
+
+async def unpack(raw: bytes, max_bytes: int, executor: ThreadPoolExecutor) -> bytes:
+    """Unpacks a compressed message, in a thread unless it is small; see ``inflate``."""
+    if len(raw) <= _INLINE_INFLATE_BYTES:
+        return inflate(raw, max_bytes)
+    return await asyncio.get_running_loop().run_in_executor(executor, inflate, raw, max_bytes)
 
 
 def _is_packed(raw: bytes) -> bool:
@@ -132,7 +200,8 @@ def inflate(raw: bytes, max_bytes: int) -> bytes:
     try:
         data = unpacker.decompress(raw, max_bytes)
         if not unpacker.eof and unpacker.decompress(unpacker.unconsumed_tail, 1):
-            raise ResourceExhausted(f"the unpacked message is larger than the limit of {format_bytes(max_bytes)}")
+            text = f"the unpacked message is larger than the limit of {format_bytes(max_bytes)}"
+            raise ResourceExhausted(text, limit=Limit.TOO_LARGE)
     except zlib.error:
         raise InvalidArgument("the compressed message is damaged") from None
     if not unpacker.eof or unpacker.unused_data:
