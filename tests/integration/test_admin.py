@@ -16,6 +16,7 @@ from roost.router.view import DeviceView, InstanceView, MeshView, WorkerView
 from roost.server import cli
 from roost.server.admin import build_admin_app, build_metrics_app, is_this_machine
 from roost.server.metrics import Metrics
+from roost.server.openapi import build_document
 
 INSTANCES = (InstanceView("magika", "1", "ready", 2**20, 1, 0.5),)
 VIEW = MeshView(
@@ -31,7 +32,8 @@ VIEW = MeshView(
 
 @pytest.fixture
 async def server() -> AsyncIterator[TestServer]:
-    running = TestServer(build_admin_app(lambda: VIEW, Metrics(Stats(), lambda: VIEW)))
+    app = build_admin_app(lambda: VIEW, Metrics(Stats(), lambda: VIEW), lambda: build_document(web.Application()))
+    running = TestServer(app)
     async with running:
         yield running
 
@@ -49,6 +51,13 @@ async def test_status(server: TestServer, client: ClientSession) -> None:
         body = orjson.loads(await response.read())
     assert body["workers"][0]["instances"][0]["model"] == "magika"
     assert body["devices"] == [{"name": "cpu", "budget_bytes": 2**30, "used_bytes": 2**29, "reserved_bytes": 0}]
+
+
+async def test_docs_allow_nothing_from_elsewhere(server: TestServer, client: ClientSession) -> None:
+    async with client.get(server.make_url("/docs")) as response:
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "Roost" in await response.text()
 
 
 async def test_metrics(server: TestServer, client: ClientSession) -> None:

@@ -3,104 +3,37 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import numpy as np
 import psutil
 import pytest
 import uvloop
-from aiohttp import web
+from roost.core.errors import Limit
 from roost.core.tensors import pack_bytes, to_array
-from roost.server.rest.app import RestLimits, RestRunner, build_rest_app
 
 from tests.fakes import MIB, FakeDataPlane, encode_file
+from tests.integration.rest_place import (
+    HEADER_LENGTH,
+    Served,
+    announcement,
+    binary_request,
+    read_answer,
+    serve,
+    simple_request,
+    until,
+)
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
 # The last bytes are few enough that writing them would not wait for the client by itself.
 ANSWER_BYTES = 8 * MIB + 40_000
-
-
-class Served:
-    """A real server on a free port, and a client that neither asks for nor undoes compression by itself."""
-
-    def __init__(self, plane: FakeDataPlane, port: int, session: aiohttp.ClientSession) -> None:
-        self.plane = plane
-        self.port = port
-        self.session = session
-
-    async def call(
-        self, method: str, path: str, body: bytes | str | dict[str, Any] | None = None, **headers: str
-    ) -> tuple[int, aiohttp.ClientResponse, bytes]:
-        data = json.dumps(body) if isinstance(body, dict) else body
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        url = f"http://127.0.0.1:{self.port}{path}"
-        async with self.session.request(method, url, data=data, headers=named) as response:
-            return response.status, response, await response.read()
-
-    async def json(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        status, response, data = await self.call(method, path, body, **headers)
-        assert response.content_type == "application/json"
-        return status, json.loads(data)
-
-    async def infer(self, model: str, body: Any, **headers: str) -> tuple[int, Any]:
-        return await self.json("POST", f"/v2/models/{model}/infer", body, **headers)
-
-    async def connect(self, receive_bytes: int | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        sock = socket.socket()
-        if receive_bytes is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        return await asyncio.open_connection(sock=sock, limit=4096)
-
-
-@asynccontextmanager
-async def serve(plane: FakeDataPlane | None = None, **limits: Any) -> AsyncIterator[Served]:
-    plane = plane or FakeDataPlane()
-    rest_limits = RestLimits(**limits)
-    runner = RestRunner(build_rest_app(plane, rest_limits), rest_limits)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers={"Accept-Encoding"}) as session:
-            yield Served(plane, runner.addresses[0][1], session)
-    finally:
-        await runner.cleanup()
-    assert plane.bodies.used_bytes == 0
 
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     async with serve() as server:
         yield server
-
-
-def simple_request(**changes: Any) -> dict[str, Any]:
-    return {
-        "inputs": [
-            {"name": "INPUT0", "datatype": "INT32", "shape": [1, 16], "data": list(range(16))},
-            {"name": "INPUT1", "datatype": "INT32", "shape": [1, 16], "data": [[1] * 16]},
-        ],
-        **changes,
-    }
-
-
-def binary_request(**changes: Any) -> tuple[bytes, str]:
-    document = {
-        "inputs": [
-            {"name": name, "datatype": "INT32", "shape": [1, 16], "parameters": {"binary_data_size": 64}}
-            for name in ("INPUT0", "INPUT1")
-        ],
-        **changes,
-    }
-    head = json.dumps(document).encode()
-    return head + np.arange(16, dtype="<i4").tobytes() + np.ones(16, "<i4").tobytes(), str(len(head))
 
 
 SUM = list(range(1, 17))
@@ -133,10 +66,8 @@ async def test_model_ready(served: Served) -> None:
     ("method", "path", "status", "text"),
     [
         ("GET", "/v2/", 404, "Not Found"),
-        ("GET", "/v2/models", 404, "Not Found"),
         ("GET", "/v2/models/simple/", 404, "Not Found"),
         ("GET", "/v2/models/simple/versions/x", 404, "Not Found"),
-        ("GET", "/", 404, "Not Found"),
         ("POST", "/v2/health/live", 405, "Method Not Allowed"),
         ("GET", "/v2/models/simple/infer", 405, "Method Not Allowed"),
         ("GET", "/v2/repository/index", 405, "Method Not Allowed"),
@@ -298,7 +229,7 @@ async def test_unknown_coding(served: Served) -> None:
 
 
 async def test_repository(served: Served) -> None:
-    entry = {"name": "simple", "version": "1", "state": "READY"}
+    entry = {"name": "simple", "version": "1", "state": "READY", "reason": ""}
     unloaded = {"name": "bad", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}
     assert await served.json("POST", "/v2/repository/index") == (200, [entry, {"name": "cold"}, unloaded])
     assert await served.json("POST", "/v2/repository/index", {"ready": True}) == (200, [entry])
@@ -313,13 +244,6 @@ async def test_repository(served: Served) -> None:
         status, document = await served.json("POST", "/v2/repository/models/m/load", {"parameters": parameters_sent})
         assert (status, text in document["error"]) == (400, True)
     assert (await served.json("POST", "/v2/repository/models/nope/load"))[0] == 400
-
-
-async def read_answer(reader: asyncio.StreamReader) -> tuple[str, bytes]:
-    """Reads one answer off a raw connection: head and body."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    length = next(int(line[15:]) for line in head.lower().split("\r\n") if line.startswith("content-length:"))
-    return head, await reader.readexactly(length)
 
 
 @pytest.mark.parametrize(
@@ -342,10 +266,6 @@ async def test_malformed_http_is_answered_in_json(served: Served, request_text: 
     writer.close()
 
 
-def announcement(size: int, extra: str = "") -> bytes:
-    return f"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{extra}\r\n".encode()
-
-
 async def test_body_over_the_limit_is_refused_unread() -> None:
     async with serve(max_body_bytes=1000) as served:
         reader, writer = await served.connect()
@@ -366,6 +286,7 @@ async def test_body_over_the_limit_is_refused_unread() -> None:
         head, _ = await read_answer(reader)
         assert "413" in head
         writer.close()
+        assert served.plane.refusals == [Limit.TOO_LARGE] * 3
 
 
 async def test_continue_is_sent_once_the_body_is_paid_for(served: Served) -> None:
@@ -400,14 +321,9 @@ async def test_half_a_request_cannot_hold_the_budget() -> None:
         head, body = await read_answer(reader)
         assert "504" in head
         assert "did not arrive" in json.loads(body)["error"]
+        assert served.plane.refusals == [Limit.RECEIVE_TIMEOUT]
         assert served.plane.bodies.used_bytes == 0
         writer.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets the loop run until something holds; the test's timeout ends it if it never does."""
-    while not condition():  # noqa: ASYNC110 - what is waited for has no event
-        await asyncio.sleep(0.001)
 
 
 async def test_client_that_vanishes_while_it_sends(served: Served) -> None:
@@ -453,6 +369,7 @@ async def test_a_thousand_announcements_are_refused_unread() -> None:
             async with asyncio.TaskGroup() as group:
                 for _ in range(100):
                     group.create_task(announce())
+        assert served.plane.refusals == [Limit.BODY_BUDGET] * 1000
         assert served.plane.bodies.used_bytes == 256 * MIB
         assert psutil.Process().memory_info().rss < before + 64 * MIB
         for writer in writers:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.core.errors import Code, InvalidArgument
-from roost.core.requests import InferResponse, RequestContext
+from roost.core.requests import InferResponse, RegionSlice, RequestContext, RequestedOutput
 from roost.core.tensors import DATATYPES, Tensor, TensorSpec, pack_bytes, to_array
 from roost.proto import model_config_pb2 as mc
 from roost.server.rest.codec import RestInferRequest, decode_infer, parse_header_length
@@ -19,7 +19,7 @@ from roost.server.rest.codec_raw import decode_raw
 from roost.server.rest.codec_response import encode_large_response, encode_response, large_outputs, write_outputs
 from roost.server.rest.compression import Inflater, preferred_coding, request_coding
 from roost.server.rest.config_json import config_to_json
-from roost.server.rest.errors import HTTP_STATUS, Refusal
+from roost.server.rest.errors import HTTP_STATUS, TRITON_STATUS, MalformedRequest, Refusal
 
 
 def decode(body: bytes, header_length: int | None = None) -> RestInferRequest:
@@ -48,8 +48,20 @@ def encode(tensor: Tensor, request: RestInferRequest | None = None) -> Any:
     return json.loads(bytes(buffers[0]))["outputs"][0]["data"]
 
 
+def in_region(region: Any = "r", size: Any = ..., offset: Any = ..., data: Any = ...) -> dict[str, Any]:
+    parameters = {"shared_memory_region": region, "shared_memory_byte_size": size, "shared_memory_offset": offset}
+    return tensor_in(data=data, parameters={key: value for key, value in parameters.items() if value is not ...})
+
+
+REGION = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+
+
+def output_with(**parameters: Any) -> dict[str, Any]:
+    return {"inputs": [], "outputs": [{"name": "O", "parameters": parameters}]}
+
+
 def test_every_code_has_a_status() -> None:
-    assert set(HTTP_STATUS) == set(Code)
+    assert set(HTTP_STATUS) == set(TRITON_STATUS) == set(Code)
 
 
 def test_json_request() -> None:
@@ -87,6 +99,62 @@ def test_timeout_never_extends_the_deadline() -> None:
     assert decode_document({"inputs": [], "parameters": {"timeout": 0}}).context.deadline == 160.0
 
 
+def test_tensors_in_shared_memory() -> None:
+    request = decode_document(
+        {
+            "inputs": [in_region(size=8, offset=2**40), tensor_in(name="Y")],
+            "outputs": [
+                {"name": "O", "parameters": {**REGION, "classification": 0, "binary_data": False, "k": 1}},
+                {"name": "P", "parameters": {"classification": 3, "binary_data": True}},
+            ],
+        }
+    )
+    assert request.regions == {"X": RegionSlice("r", 8, 2**40)}
+    assert [bytes(tensor.data) for tensor in request.inputs] == [b"", np.array([1, 2], "<i4").tobytes()]
+    assert request.inputs[0].parameters == {}
+    assert request.outputs == [
+        RequestedOutput("O", parameters={"k": 1}, region=RegionSlice("r", 8)),
+        RequestedOutput("P", binary=True, classification=3),
+    ]
+
+
+def test_outputs_in_shared_memory_are_only_described() -> None:
+    large = many("INT32")
+    outputs = [Tensor("A", "INT32", (2,), b"", {"p": 1}), Tensor("B", "INT32", (1,), bytes(4))]
+    for tensors in (outputs, [*outputs, large]):
+        response = InferResponse("m", "1", tensors, in_regions=frozenset({"A"}))
+        request = decode_document({"inputs": []})
+        text = joined(encode_response(response, request))[1]
+        assert json.loads(text)["outputs"][:2] == [
+            {"name": "A", "datatype": "INT32", "shape": [2]},
+            {"name": "B", "datatype": "INT32", "shape": [1], "data": [0]},
+        ]
+    assert large_outputs(response, request) == [outputs[1], large]
+    in_pieces = encode_large_response(response, request, write_outputs(large_outputs(response, request)))
+    assert joined(in_pieces)[1] == text
+
+
+def test_what_is_no_json_of_the_call_has_a_class_of_its_own() -> None:
+    """Triton has another status for it."""
+    one = tensor_in(shape=[1], data=[1])
+    for document, malformed in (
+        (b"{", True),
+        ({}, True),
+        ({"inputs": [{**one, "data": [1, 2]}]}, True),
+        ({"inputs": [{**one, "data": ["1"]}]}, True),
+        ({"inputs": [{**one, "shape": [-1]}]}, True),
+        ({"inputs": [], "parameters": {"priority": -1}}, True),
+        ({"inputs": [one, one]}, False),
+        ({"inputs": [{**one, "datatype": "FLOAT"}]}, False),
+        ({"inputs": [{**one, "data": [2**40]}]}, False),
+        ({"inputs": [{**one, "shape": [1, 2**62]}]}, False),
+        ({"inputs": [], "parameters": {"k": None}}, False),
+    ):
+        with pytest.raises(InvalidArgument) as error:
+            decode_document(document)
+        assert (type(error.value) is MalformedRequest) == malformed, document
+
+
 @pytest.mark.parametrize(
     ("datatype", "data"),
     [
@@ -107,9 +175,13 @@ def test_timeout_never_extends_the_deadline() -> None:
     ],
 )
 def test_json_elements_survive_both_ways(datatype: str, data: list[Any]) -> None:
-    tensor = one_input(datatype, [1, 2], [data])
-    assert encode(tensor) == data
-    assert encode(one_input(datatype, [2, 0], [])) == []
+    for shape, nested in (([1, 2], [data]), ([2, 1], [[item] for item in data]), ([2], data), ([1, 1, 2], data)):
+        assert encode(one_input(datatype, shape, nested)) == data
+    for shape, rows in (([2, 0], 0), ([2, 0], 2), ([0], 0)):
+        assert encode(one_input(datatype, shape, [[]] * rows)) == []
+    for ragged in ([data, data[:1]], [data[:1], data[1]]):
+        with pytest.raises(InvalidArgument, match="'X'"):
+            one_input(datatype, [3], ragged)
 
 
 def test_floats_are_widened_and_may_be_non_finite() -> None:
@@ -119,6 +191,39 @@ def test_floats_are_widened_and_may_be_non_finite() -> None:
     assert values[0] == 0.10000000149011612
     assert math.isnan(values[1])
     assert values[2:] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "text", "written"),
+    [
+        ("FP32", "0.1", "0.10000000149011612"),
+        ("FP32", "3", "3.0"),
+        ("FP32", "-0.0", "-0.0"),
+        ("FP32", "16777216", "16777216.0"),
+        ("FP32", "1e16", "10000000272564224.0"),
+        ("FP64", "1e15", "1000000000000000.0"),
+        ("FP64", "1e16", "10000000000000000.0"),
+        ("FP64", "-1.5e20", "-150000000000000000000.0"),
+        ("FP64", "18446744073709551616", "18446744073709552000.0"),
+        ("FP64", "1e22", "1e+22"),
+        ("FP64", "1e-7", "1e-7"),
+        ("FP64", "NaN", "NaN"),
+        ("FP64", "-Infinity", "-Infinity"),
+        ("FP16", "0.1", "0.0999755859375"),
+        ("BF16", "0.1", "0.10009765625"),
+        ("UINT64", "18446744073709551615", "18446744073709551615"),
+        ("INT64", "-9223372036854775808", "-9223372036854775808"),
+    ],
+)
+def test_digits_of_numbers(datatype: str, text: str, written: str) -> None:
+    body = f'{{"inputs":[{{"name":"X","datatype":"{datatype}","shape":[1],"data":[{text}]}}]}}'.encode()
+    answer = InferResponse("m", "1", decode(body).inputs)
+    assert f'"data":[{written}]'.encode() in joined(encode_response(answer, decode_document({"inputs": []})))[1]
+
+
+def test_large_numbers_among_parameters_may_be_floats() -> None:
+    parameters = {"a": 1e300, "b": -1e19, "c": 2**64 - 1, "d": math.inf}
+    assert decode_document({"inputs": [], "parameters": parameters}).parameters == parameters
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
@@ -157,10 +262,12 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
         ({"inputs": [tensor_in(shape=[1] * 33)]}, ["'X'", "33 dimensions"]),
         ({"inputs": [tensor_in(data=...)]}, ["'X'", "must set only one of", "But no field is set"]),
         ({"inputs": [tensor_in(parameters={"binary_data_size": 8})]}, ["'X'", "must set only one of"]),
-        (
-            {"inputs": [tensor_in(data=..., parameters={"shared_memory_region": "r"})]},
-            ["'X'", "shared memory"],
-        ),
+        ({"inputs": [in_region()]}, ["'X'", "must set 'shared_memory_byte_size'"]),
+        ({"inputs": [in_region(data=[1, 2], size=8)]}, ["'X'", "must set only one of"]),
+        ({"inputs": [in_region(size=-1)]}, ["'shared_memory_byte_size' of input 'X'", "unsigned integer, got -1"]),
+        ({"inputs": [in_region(size=8, offset=0.5)]}, ["'shared_memory_offset' of input 'X'", "unsigned integer"]),
+        ({"inputs": [in_region(size=8, region=5)]}, ["'shared_memory_region' of input 'X'", "a string"]),
+        ({"inputs": [tensor_in(parameters={"shared_memory_offset": 8})]}, ["'X'", "without 'shared_memory_region'"]),
         ({"inputs": [tensor_in(data=..., parameters={"binary_data_size": -1})]}, ["'X'", "binary_data_size"]),
         ({"inputs": [tensor_in(data=..., parameters={"binary_data_size": True})]}, ["'X'", "binary_data_size"]),
         ({"inputs": [tensor_in(data="no")]}, ["'X'", "expected an array", "a string"]),
@@ -186,9 +293,23 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
         ({"inputs": [], "outputs": {}}, ["Unable to parse 'outputs'", "an object"]),
         ({"inputs": [], "outputs": [{"name": "O"}, {"name": "O"}]}, ["'O' already exists"]),
         ({"inputs": [], "outputs": [{"name": "O", "parameters": {"binary_data": 1}}]}, ["'O'", "binary_data"]),
-        ({"inputs": [], "outputs": [{"name": "O", "parameters": {"classification": 1}}]}, ["'O'", "classification"]),
+        (output_with(classification=-1), ["'classification' of output 'O'", "unsigned integer, got -1"]),
+        (output_with(classification=1.5), ["'classification' of output 'O'", "unsigned integer"]),
+        (output_with(classification=True), ["'classification' of output 'O'", "unsigned integer"]),
+        (output_with(shared_memory_region="r"), ["'O'", "must set 'shared_memory_byte_size'"]),
+        (output_with(shared_memory_byte_size=8), ["'O'", "without 'shared_memory_region'"]),
+        (output_with(**REGION, binary_data=True), ["'O'", "both 'binary_data' and 'shared_memory_region'"]),
+        (output_with(**REGION, classification=1), ["'O'", "both 'classification' and 'shared_memory_region'"]),
         ({"inputs": [], "parameters": []}, ["'parameters'", "an array"]),
         ({"inputs": [], "parameters": {"k": []}}, ["'k'", "invalid type", "an array"]),
+        ({"inputs": [], "parameters": {"k": 2**64}}, ["64-bit range"]),
+        ({"inputs": [], "parameters": {"k": -(2**63) - 1}}, ["64-bit range"]),
+        ({"inputs": [], "parameters": {"priority": 2**64}}, ["64-bit range"]),
+        ({"inputs": [tensor_in(parameters={"k": 2**70})]}, ["64-bit range"]),
+        (output_with(k=2**70), ["64-bit range"]),
+        ({"inputs": [tensor_in(shape=[2**64])]}, ["'shape'", "integers"]),
+        ({"inputs": [tensor_in(datatype="UINT64", shape=[1], data=[2**64])]}, ["'X'", "more than 64 bits"]),
+        ({"inputs": [tensor_in(datatype="UINT64", shape=[1, 1], data=[[2**64]])]}, ["'X'", "more than 64 bits"]),
         ({"inputs": [], "parameters": {"k": None}}, ["'k'", "invalid type", "null"]),
         ({"inputs": [], "parameters": {"triton_x": 1}}, ["'triton_x'", "reserved"]),
         ({"inputs": [], "parameters": {"headers": "x"}}, ["'headers'", "reserved"]),
@@ -314,6 +435,13 @@ def test_response_keys_come_in_order() -> None:
     assert b"".join(buffers[1:]) == b"\x02\0\0\0ab\x02\0\0\0\xff\0"
 
 
+def test_parameters_that_are_not_finite_are_written() -> None:
+    answer = InferResponse("m", "1", [Tensor("O", "INT32", (0,), b"", {"p": -math.inf})], parameters={"k": math.nan})
+    text = joined(encode_response(answer, decode_document({"inputs": []})))[1]
+    assert b'"parameters":{"k":NaN}' in text
+    assert b'"parameters":{"p":-Infinity}' in text
+
+
 def test_binary_by_default_is_for_outputs_that_are_not_listed() -> None:
     parameters = {"binary_data_output": True}
     _, buffers = encode_response(response(), decode_document({"inputs": [], "parameters": parameters}))
@@ -382,6 +510,13 @@ def test_inflater_gives_the_data_or_invalid_argument(data: bytes, damage: int, p
     else:
         assert out == data
         assert damage in (0, 3)
+
+
+def test_deflate_is_the_zlib_format() -> None:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    raw_deflate = compressor.compress(b'{"inputs":[]}') + compressor.flush()
+    with pytest.raises(InvalidArgument, match=r"not valid deflate \(the zlib format\)"):
+        Inflater("deflate", memoryview(raw_deflate)).step()
 
 
 def test_inflater_steps_are_bounded() -> None:

@@ -18,14 +18,29 @@ from aiohttp.typedefs import Handler
 from roost.router.view import MeshView
 from roost.server.exposition import CONTENT_TYPE
 from roost.server.metrics import Metrics
+from roost.server.openapi import Document
+from roost.server.openapi_page import render
 
 _log = logging.getLogger(__name__)
 
 _READS = frozenset({"GET", "HEAD"})
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
-def build_admin_app(view: Callable[[], MeshView], metrics: Metrics) -> web.Application:
-    """Makes the application behind ``--admin-port``: ``/metrics`` and ``/admin/status``."""
+def build_admin_app(
+    view: Callable[[], MeshView], metrics: Metrics, api: Callable[[], Document] | None = None
+) -> web.Application:
+    """Makes the application behind ``--admin-port``: ``/metrics``, ``/admin/status`` and ``/docs``.
+
+    Args:
+        view: What the mesh looks like now.
+        metrics: What Prometheus gets.
+        api: The OpenAPI document of the REST API, which ``/docs`` shows.
+    """
 
     async def status(request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(view()), content_type="application/json")
@@ -33,6 +48,8 @@ def build_admin_app(view: Callable[[], MeshView], metrics: Metrics) -> web.Appli
     app = web.Application(middlewares=[_json_errors, _this_machine_only, _no_foreign_writes])
     app.router.add_get("/admin/status", status)
     app.router.add_get("/metrics", _metrics_handler(metrics))
+    if api is not None:
+        app.router.add_get("/docs", _docs_handler(api))
     return app
 
 
@@ -41,6 +58,13 @@ def build_metrics_app(metrics: Metrics) -> web.Application:
     app = web.Application(middlewares=[_json_errors])
     app.router.add_get("/metrics", _metrics_handler(metrics))
     return app
+
+
+def _docs_handler(api: Callable[[], Document]) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=render(api()), content_type="text/html", headers=_PAGE_HEADERS)
+
+    return handle
 
 
 def _metrics_handler(metrics: Metrics) -> Handler:

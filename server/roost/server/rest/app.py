@@ -8,41 +8,53 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from roost.core.errors import RoostError
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.openapi import add_openapi_route
 from roost.server.rest.body import BodyReader
 from roost.server.rest.delivery import send_small
+from roost.server.rest.documents import DocumentReader
 from roost.server.rest.errors import ClientGone, Refusal, error_response, response_of
+from roost.server.rest.generate import GenerateHandler
 from roost.server.rest.handlers import MetadataHandlers
-from roost.server.rest.infer import InferHandler
+from roost.server.rest.infer import HeaderForwarding, InferHandler
 from roost.server.rest.limits import RestLimits
 from roost.server.rest.offload import Offload
 from roost.server.rest.paths import MODEL_PATHS
 from roost.server.rest.protocol import RestRunner
 from roost.server.rest.repository import RepositoryHandlers
+from roost.server.rest.routes import Routes
+from roost.server.rest.settings import SettingsHandlers
+from roost.server.rest.shared_memory import SharedMemoryHandlers
+from roost.server.rest.statistics import StatisticsHandlers
+from roost.server.rest.v1 import V1Handlers, add_v1_routes
+from roost.server.transport_options import TransportOptions
 
 __all__ = ["RestLimits", "RestRunner", "build_rest_app"]
 
+_NO_OPTIONS = TransportOptions()
 
-def build_rest_app(data_plane: DataPlane, limits: RestLimits) -> web.Application:
+
+def build_rest_app(
+    data_plane: DataPlane, limits: RestLimits, options: TransportOptions = _NO_OPTIONS
+) -> web.Application:
     """Makes the application; ``RestRunner`` serves it."""
-    app = web.Application(middlewares=[_boundary(limits.write_timeout_s)])
+    app = web.Application(middlewares=[_boundary(limits.write_timeout_s, options.compat_triton)])
     offload = Offload()
-    reader = BodyReader(limits.max_body_bytes, data_plane.request_timeout_s, offload)
-    infer = InferHandler(data_plane, limits, reader, offload)
-    metadata = MetadataHandlers(data_plane)
-    repository = RepositoryHandlers(data_plane, reader, offload)
-    for path in MODEL_PATHS:
-        _post(app, f"{path}/infer", infer.infer)
-    for path in MODEL_PATHS:
-        _get(app, path, metadata.model_metadata)
-        _get(app, f"{path}/ready", metadata.model_ready)
-        _get(app, f"{path}/config", metadata.model_config)
-    _get(app, "/v2", metadata.server_metadata)
-    _get(app, "/v2/health/live", metadata.live)
-    _get(app, "/v2/health/ready", metadata.ready)
-    for path in ("/v2/repository", "/v2/repository/{repository}"):
-        _post(app, f"{path}/index", repository.index)
-        _post(app, f"{path}/models/{{model}}/load", repository.load)
-        _post(app, f"{path}/models/{{model}}/unload", repository.unload)
+    reader = BodyReader(limits.max_body_bytes, data_plane.request_timeout_s, offload, data_plane.refused)
+    routes = Routes(app, options.restrictions)
+    forwarding = HeaderForwarding(options.forward_headers)
+    _add_inference(
+        routes,
+        InferHandler(data_plane, limits, reader, offload, forwarding),
+        GenerateHandler(data_plane, limits, reader, offload, forwarding),
+    )
+    add_v1_routes(routes, V1Handlers(data_plane, limits, reader, offload, forwarding))
+    _add_metadata(routes, MetadataHandlers(data_plane))
+    _add_statistics(routes, StatisticsHandlers(data_plane, offload, limits.write_timeout_s))
+    _add_repository(routes, RepositoryHandlers(data_plane, reader, offload))
+    documents = DocumentReader(data_plane.bodies, reader, offload)
+    _add_settings(routes, SettingsHandlers(data_plane, documents))
+    _add_shared_memory(routes, SharedMemoryHandlers(data_plane, documents))
+    add_openapi_route(app)
 
     async def stop_threads(_: web.Application) -> AsyncIterator[None]:
         yield
@@ -52,19 +64,59 @@ def build_rest_app(data_plane: DataPlane, limits: RestLimits) -> web.Application
     return app
 
 
-def _get(app: web.Application, path: str, handler: Handler) -> None:
-    app.router.add_get(path, handler, allow_head=False)
+def _add_inference(routes: Routes, infer: InferHandler, generate: GenerateHandler) -> None:
+    # First, because paths are looked at in this order.
+    for path in MODEL_PATHS:
+        routes.add("inference", f"{path}/infer", post=infer.infer)
+    for path in MODEL_PATHS:
+        routes.add("inference", f"{path}/generate", post=generate.generate)
+        routes.add("inference", f"{path}/generate_stream", post=generate.generate_stream)
 
 
-def _post(app: web.Application, path: str, handler: Handler) -> None:
-    app.router.add_post(path, handler, expect_handler=_leave_expect)
+def _add_metadata(routes: Routes, metadata: MetadataHandlers) -> None:
+    routes.add("health", "/", get=metadata.alive)
+    routes.add("health", "/v2/health/live", get=metadata.live)
+    routes.add("health", "/v2/health/ready", get=metadata.ready)
+    routes.add("metadata", "/v2", get=metadata.server_metadata)
+    routes.add("metadata", "/v2/models", get=metadata.models)
+    for path in MODEL_PATHS:
+        routes.add("metadata", path, get=metadata.model_metadata)
+        routes.add("health", f"{path}/ready", get=metadata.model_ready)
+        routes.add("model-config", f"{path}/config", get=metadata.model_config)
 
 
-async def _leave_expect(_: web.Request) -> None:
-    """A client that waits for "100 Continue" hears from the body reader, once its body is paid for."""
+def _add_statistics(routes: Routes, statistics: StatisticsHandlers) -> None:
+    # A model whose name is "stats" has its metadata under its version.
+    routes.add("statistics", "/v2/models/stats", get=statistics.of_all)
+    for path in MODEL_PATHS:
+        routes.add("statistics", f"{path}/stats", get=statistics.of_model)
 
 
-def _boundary(write_timeout_s: float) -> Middleware:
+def _add_repository(routes: Routes, repository: RepositoryHandlers) -> None:
+    for path in ("/v2/repository", "/v2/repository/{repository}"):
+        routes.add("model-repository", f"{path}/index", post=repository.index)
+        routes.add("model-repository", f"{path}/models/{{model}}/load", post=repository.load)
+        routes.add("model-repository", f"{path}/models/{{model}}/unload", post=repository.unload)
+
+
+def _add_settings(routes: Routes, settings: SettingsHandlers) -> None:
+    for path in ("/v2/trace/setting", "/v2/models/{model}/trace/setting"):
+        routes.add("trace", path, get=settings.trace, post=settings.update_trace)
+    routes.add("logging", "/v2/logging", get=settings.log, post=settings.update_log)
+
+
+def _add_shared_memory(routes: Routes, memory: SharedMemoryHandlers) -> None:
+    for kind, status, register, unregister in (
+        ("systemsharedmemory", memory.status, memory.register, memory.unregister),
+        ("cudasharedmemory", memory.cuda_status, memory.cuda_register, memory.cuda_unregister),
+    ):
+        for path in (f"/v2/{kind}", f"/v2/{kind}/region/{{region}}"):
+            routes.add("shared-memory", f"{path}/status", get=status)
+            routes.add("shared-memory", f"{path}/unregister", post=unregister)
+        routes.add("shared-memory", f"/v2/{kind}/region/{{region}}/register", post=register)
+
+
+def _boundary(write_timeout_s: float, compat_triton: bool) -> Middleware:
     @web.middleware
     async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Turns whatever a handler raises into an answer, and sees to it that answers leave in time."""
@@ -74,7 +126,7 @@ def _boundary(write_timeout_s: float) -> Middleware:
             response = error_response(499, "the client went away")
             response.force_close()
         except (RoostError, Refusal, web.HTTPException) as error:
-            response = response_of(error)
+            response = response_of(error, _call(request) if compat_triton else None)
         except Exception as error:
             response = _give_up(request, error)
         if not request.content.is_eof() and response.status >= 400:
@@ -85,6 +137,12 @@ def _boundary(write_timeout_s: float) -> Middleware:
         return response
 
     return boundary
+
+
+def _call(request: web.Request) -> str:
+    """The end of the path that was called, as it was registered."""
+    resource = request.match_info.route.resource
+    return "" if resource is None else resource.canonical.rpartition("/")[2]
 
 
 def _give_up(request: web.Request, error: Exception) -> web.StreamResponse:

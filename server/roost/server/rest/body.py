@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 import numpy as np
-from aiohttp import StreamReader, web
-from roost.core.errors import DeadlineExceeded, ResourceExhausted
+from aiohttp import StreamReader, hdrs, web
+from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
 from roost.core.units import format_bytes
 from roost.server.data_plane_protocol import Budget
 from roost.server.rest import compression
@@ -61,7 +62,8 @@ class Body:
         try:
             self._budget.acquire(size_bytes)
         except ResourceExhausted as error:
-            raise Refusal(429, error.message, headers=retry_after(error.retry_after_s), close=True) from None
+            headers = retry_after(error.retry_after_s)
+            raise Refusal(429, error.message, headers=headers, close=True, limit=error.limit) from None
         self._held_bytes += size_bytes
 
     def give_back(self, size_bytes: int) -> None:
@@ -77,12 +79,16 @@ class BodyReader:
         max_body_bytes: The cap, on what comes over the wire and on what it inflates to.
         timeout_s: How long a body may take to arrive, so that half a request can't hold the budget.
         offload: Where large bodies are inflated.
+        refused: Told which limit a body ran into.
     """
 
-    def __init__(self, max_body_bytes: int, timeout_s: float, offload: Offload) -> None:
+    def __init__(
+        self, max_body_bytes: int, timeout_s: float, offload: Offload, refused: Callable[[Limit | None], None]
+    ) -> None:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._offload = offload
+        self._refused = refused
 
     async def read(self, request: web.Request, body: Body) -> None:
         """Fills ``body``.
@@ -93,12 +99,31 @@ class BodyReader:
             InvalidArgument: If it can't be inflated.
             ClientGone: If the client went away.
         """
-        coding = compression.request_coding(request.headers.get("Content-Encoding"))
+        try:
+            await self._read(request, body)
+        except (Refusal, DeadlineExceeded) as error:
+            self._refused(error.limit)
+            raise
+
+    def take(self, body: Body, size_bytes: int) -> None:
+        """Takes more of the budget, for what is made of a body.
+
+        Raises:
+            Refusal: 429, see ``Body.take``.
+        """
+        try:
+            body.take(size_bytes)
+        except Refusal as error:
+            self._refused(error.limit)
+            raise
+
+    async def _read(self, request: web.Request, body: Body) -> None:
+        coding = compression.request_coding(single_header(request, hdrs.CONTENT_ENCODING))
         length = request.content_length
         if length is not None:
             self._check_size(length)
             body.take(length)
-        if "Expect" in request.headers:
+        if hdrs.EXPECT in request.headers:
             _send_continue(request)
         content = request.content
         if content.is_eof() and content.exception() is None and coding is compression.IDENTITY:
@@ -113,7 +138,8 @@ class BodyReader:
                 if coding != compression.IDENTITY:
                     await self._inflate(coding, body)
         except TimeoutError:
-            raise DeadlineExceeded(f"the request body did not arrive within {self._timeout_s:g} s") from None
+            text = f"the request body did not arrive within {self._timeout_s:g} s"
+            raise DeadlineExceeded(text, limit=Limit.RECEIVE_TIMEOUT) from None
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._max_body_bytes:
@@ -122,6 +148,7 @@ class BodyReader:
                 f"a request body of {format_bytes(size_bytes)} or more is over the limit of "
                 f"{format_bytes(self._max_body_bytes)}",
                 close=True,
+                limit=Limit.TOO_LARGE,
             )
 
     async def _receive(self, request: web.Request, length: int | None, body: Body) -> None:
@@ -163,6 +190,20 @@ class BodyReader:
         body.give_back(compressed_bytes)
 
 
+def single_header(request: web.Request, name: str) -> str | None:
+    """The value of a header that says how to read the body.
+
+    Raises:
+        Refusal: 400 if it is there twice: whoever is between us and the client may have read the other one.
+    """
+    values = request.headers.getall(name, None)
+    if values is None:
+        return None
+    if len(values) > 1:
+        raise Refusal(400, f"the header {name} must not be there more than once", close=True)
+    return values[0]
+
+
 async def _receive_exactly(content: StreamReader, length: int) -> memoryview:
     """Reads ``length`` bytes with one copy, or none if they come in one piece."""
     chunk = await content.readany()
@@ -182,5 +223,5 @@ async def _receive_exactly(content: StreamReader, length: int) -> memoryview:
 
 def _send_continue(request: web.Request) -> None:
     """Tells a client that waits for it to send its body; only once the body is paid for."""
-    if request.transport is not None and request.headers["Expect"].lower() == "100-continue":
+    if request.transport is not None and request.headers[hdrs.EXPECT].lower() == "100-continue":
         request.transport.write(_CONTINUE)

@@ -1,7 +1,8 @@
 """Step 1 of the data path over REST: bodies to requests. Pure.
 
 A body is JSON, or JSON of ``Inference-Header-Content-Length`` bytes followed by the elements of the inputs that have
-a ``binary_data_size``. Tensors of the second kind are views on the body.
+a ``binary_data_size``. Tensors of the second kind are views on the body; those in shared memory are read by the data
+plane.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from roost.core.errors import InvalidArgument
-from roost.core.requests import InferRequest, RequestContext, RequestedOutput
-from roost.core.tensors import (
-    DATATYPES,
-    DataType,
-    Parameters,
-    Tensor,
-    element_count,
+from roost.core.requests import InferRequest, RegionSlice, RequestContext
+from roost.core.tensors import DATATYPES, DataType, Parameters, Tensor, element_count
+from roost.server.rest.codec_json import kind, pack_elements, parse_json
+from roost.server.rest.codec_outputs import (
+    REGION,
+    REGION_KEYS,
+    check_unknown,
+    decode_outputs,
+    region_slice,
+    tensor_name,
 )
-from roost.server.rest.codec_json import check_depth, kind, pack_elements, parse_json
 from roost.server.rest.codec_parameters import check_parameters, request_parameters
+from roost.server.rest.errors import MalformedRequest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _INPUT_KEYS = frozenset({"name", "datatype", "shape", "parameters", "data"})
-_OUTPUT_KEYS = frozenset({"name", "parameters"})
-_SHARED_MEMORY_KEYS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 _MAX_HEADER_LENGTH_DIGITS = 18
 _NO_PARAMETERS: dict[str, Any] = {}
 
@@ -69,42 +71,47 @@ def decode_infer(
         header_length = len(body)
     elif header_length > len(body):
         raise InvalidArgument(f"{HEADER_LENGTH} should be in range 0 to {len(body)}, got {header_length}")
-    document = parse_json(body[:header_length])
+    text = body[:header_length]
+    document = parse_json(text)
     if type(document) is not dict:
-        raise InvalidArgument(f"unable to parse the request JSON: expected an object, got {kind(document)}")
-    _check_unknown(document, _REQUEST_KEYS, 2)
+        raise MalformedRequest(f"unable to parse the request JSON: expected an object, got {kind(document)}")
+    check_unknown(document, _REQUEST_KEYS, 2)
     id_ = document.get("id", "")
     if type(id_) is not str:
-        raise InvalidArgument(f"Unable to parse 'id': expected a string, got {kind(id_)}")
+        raise MalformedRequest(f"Unable to parse 'id': expected a string, got {kind(id_)}")
     parameters: Parameters = _NO_PARAMETERS
     binary = False
     if "parameters" in document:
-        parameters, binary = request_parameters(document["parameters"], context)
-    inputs = _decode_inputs(document, body[header_length:], model_name)
-    outputs = _decode_outputs(document["outputs"]) if "outputs" in document else []
+        parameters, binary = request_parameters(document["parameters"], context, text)
+    regions: dict[str, RegionSlice] = {}
+    inputs = _decode_inputs(document, text, body[header_length:], model_name, regions)
+    outputs = decode_outputs(document["outputs"], text) if "outputs" in document else []
     return RestInferRequest(
-        model_name, model_version, context, inputs, outputs, id_, parameters, binary_by_default=binary
+        model_name,
+        model_version,
+        context,
+        inputs,
+        outputs,
+        id_,
+        parameters,
+        regions=regions,
+        binary_by_default=binary,
     )
 
 
-def _check_unknown(value: dict[str, Any], known: frozenset[str], depth: int) -> None:
-    """Keys that nobody reads are ignored, but may not nest without end."""
-    if value.keys() <= known:
-        return
-    for key in value.keys() - known:
-        check_depth(value[key], depth)
-
-
-def _decode_inputs(document: dict[str, Any], binary: memoryview, model_name: str) -> list[Tensor]:
+def _decode_inputs(
+    document: dict[str, Any], text: memoryview, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
+) -> list[Tensor]:
+    """The inputs; where those in shared memory are goes into ``regions``."""
     items = document.get("inputs")
     if type(items) is not list:
         got = kind(items) if "inputs" in document else "nothing"
-        raise InvalidArgument(f"Unable to parse 'inputs': expected an array, got {got}")
+        raise MalformedRequest(f"Unable to parse 'inputs': expected an array, got {got}")
     tensors: list[Tensor] = []
     names: set[str] = set()
     position = 0
     for item in items:
-        tensor, taken = _decode_input(item, binary[position:], model_name)
+        tensor, taken = _decode_input(item, text, binary[position:], model_name, regions)
         if tensor.name in names:
             raise InvalidArgument(f"input '{tensor.name}' already exists in request")
         names.add(tensor.name)
@@ -118,25 +125,31 @@ def _decode_inputs(document: dict[str, Any], binary: memoryview, model_name: str
     return tensors
 
 
-def _decode_input(item: object, binary: memoryview, model_name: str) -> tuple[Tensor, int]:
+def _decode_input(
+    item: object, text: memoryview, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
+) -> tuple[Tensor, int]:
     """One input, and how many bytes of the binary part are its own."""
     if type(item) is not dict:
-        raise InvalidArgument(f"Unable to parse 'inputs': expected objects, got {kind(item)}")
-    _check_unknown(item, _INPUT_KEYS, 4)
-    name = _name(item, "inputs")
+        raise MalformedRequest(f"Unable to parse 'inputs': expected objects, got {kind(item)}")
+    check_unknown(item, _INPUT_KEYS, 4)
+    name = tensor_name(item, "inputs")
     datatype = _datatype(item, name)
     shape, count = _shape(item, name)
     parameters: dict[str, Any] = _NO_PARAMETERS
     if "parameters" in item:
-        parameters = check_parameters(item["parameters"], f"input '{name}'")
+        parameters = check_parameters(item["parameters"], f"input '{name}'", text)
     _check_source(name, item, parameters)
     if "data" in item:
         return Tensor(
             name, datatype.name, shape, pack_elements(name, datatype, shape, count, item["data"]), parameters
         ), 0
+    if REGION in parameters:
+        regions[name] = region_slice(parameters, f"input '{name}'")
+        others = {key: value for key, value in parameters.items() if key not in REGION_KEYS}
+        return Tensor(name, datatype.name, shape, b"", others), 0
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
-        raise InvalidArgument(f"unable to parse 'binary_data_size' of input '{name}': expected an unsigned integer")
+        raise MalformedRequest(f"unable to parse 'binary_data_size' of input '{name}': expected an unsigned integer")
     if size > len(binary):
         raise InvalidArgument(
             f"unexpected size for input '{name}', expecting {size - len(binary)} additional bytes "
@@ -144,14 +157,6 @@ def _decode_input(item: object, binary: memoryview, model_name: str) -> tuple[Te
         )
     others = {key: value for key, value in parameters.items() if key != "binary_data_size"}
     return Tensor(name, datatype.name, shape, binary[:size], others), size
-
-
-def _name(item: dict[str, Any], where: str) -> str:
-    name = item.get("name")
-    if type(name) is not str or not name:
-        got = "an empty one" if name == "" else kind(name) if "name" in item else "nothing"
-        raise InvalidArgument(f"Unable to parse 'name' in '{where}': expected a string, got {got}")
-    return name
 
 
 def _datatype(item: dict[str, Any], name: str) -> DataType:
@@ -168,20 +173,23 @@ def _shape(item: dict[str, Any], name: str) -> tuple[tuple[int, ...], int]:
     dims = item.get("shape")
     if type(dims) is not list:
         got = kind(dims) if "shape" in item else "nothing"
-        raise InvalidArgument(f"Unable to parse 'shape' of input '{name}': expected an array, got {got}")
+        raise MalformedRequest(f"Unable to parse 'shape' of input '{name}': expected an array, got {got}")
     for dim in dims:
         if type(dim) is not int:
-            raise InvalidArgument(f"Unable to parse 'shape' of input '{name}': expected integers, got {kind(dim)}")
+            raise MalformedRequest(f"Unable to parse 'shape' of input '{name}': expected integers, got {kind(dim)}")
     shape = tuple(dims)
     try:
         return shape, element_count(shape)
     except InvalidArgument as error:
-        raise InvalidArgument(f"input '{name}': {error.message}") from None
+        wrong = MalformedRequest if shape and min(shape) < 0 else InvalidArgument
+        raise wrong(f"input '{name}': {error.message}") from None
 
 
 def _check_source(name: str, item: dict[str, Any], parameters: Parameters) -> None:
     """An input's elements come from exactly one place."""
-    sources = [f"'{key}'" for key in ("binary_data_size", "shared_memory_region") if key in parameters]
+    if "data" in item and not parameters:
+        return
+    sources = [f"'{key}'" for key in ("binary_data_size", REGION) if key in parameters]
     if "data" in item:
         sources.append("'data'")
     if len(sources) != 1:
@@ -190,38 +198,5 @@ def _check_source(name: str, item: dict[str, Any], parameters: Parameters) -> No
             f"input '{name}' must set only one of 'data' and the parameters 'binary_data_size' and "
             f"'shared_memory_region'. But {got}"
         )
-    if any(key in parameters for key in _SHARED_MEMORY_KEYS):
-        raise InvalidArgument(f"input '{name}' asks for shared memory, which this server does not offer")
-
-
-def _decode_outputs(items: object) -> list[RequestedOutput]:
-    if type(items) is not list:
-        raise InvalidArgument(f"Unable to parse 'outputs': expected an array, got {kind(items)}")
-    outputs: list[RequestedOutput] = []
-    names: set[str] = set()
-    for item in items:
-        if type(item) is not dict:
-            raise InvalidArgument(f"Unable to parse 'outputs': expected objects, got {kind(item)}")
-        _check_unknown(item, _OUTPUT_KEYS, 4)
-        name = _name(item, "outputs")
-        if name in names:
-            raise InvalidArgument(f"output '{name}' already exists in request")
-        names.add(name)
-        outputs.append(_decode_output(name, item))
-    return outputs
-
-
-def _decode_output(name: str, item: dict[str, Any]) -> RequestedOutput:
-    if "parameters" not in item:
-        return RequestedOutput(name)
-    parameters = check_parameters(item["parameters"], f"output '{name}'")
-    binary = parameters.get("binary_data", False)
-    if type(binary) is not bool:
-        raise InvalidArgument(
-            f"unable to parse 'binary_data' of output '{name}': expected a boolean, got {kind(binary)}"
-        )
-    if any(key in parameters for key in _SHARED_MEMORY_KEYS):
-        raise InvalidArgument(f"output '{name}' asks for shared memory, which this server does not offer")
-    if "classification" in parameters:
-        raise InvalidArgument(f"output '{name}' asks for classification, which this server does not offer")
-    return RequestedOutput(name, binary, {key: value for key, value in parameters.items() if key != "binary_data"})
+    if REGION not in parameters and not REGION_KEYS.isdisjoint(parameters):
+        raise InvalidArgument(f"input '{name}' has shared memory parameters without '{REGION}'")

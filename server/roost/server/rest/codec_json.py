@@ -1,4 +1,4 @@
-"""JSON and tensors: documents in, element lists to bytes, bytes to JSON. No I/O.
+"""JSON in: documents, and element lists to bytes. No I/O.
 
 Long lists are gone through in slices, since one call into C that takes seconds would stop all other threads as long:
 the interpreter lets them run between calls only.
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 from roost.core.errors import InvalidArgument
-from roost.core.tensors import DATATYPES, MAX_RANK, Buffer, DataType, Tensor, pack_bytes, to_array, unpack_bytes
+from roost.core.tensors import DATATYPES, MAX_RANK, Buffer, DataType, pack_bytes
+from roost.server.rest.errors import MalformedRequest
 
 MAX_DEPTH = 100
 # JSON that takes longer to read than the event loop's thread should be busy with one request (about 4 ms).
@@ -24,6 +25,7 @@ LARGE_JSON_BYTES = 256 * 1024
 SLICE_ELEMENTS = 32 * 1024
 _INT64_MIN = -(2**63)
 _UINT64_MAX = 2**64 - 1
+_WIDE = 2.0**63
 _FLOAT_KINDS = {int, float}
 _KIND_NAMES: Mapping[type, str] = {
     dict: "an object",
@@ -50,8 +52,10 @@ def kind(value: object) -> str:
 def parse_json(data: Buffer) -> Any:
     """Parses a JSON text; NaN, Infinity and -Infinity are numbers, as in the protocol.
 
+    Integers beyond 64 bits become floats, see ``refuse_wide_integers``.
+
     Raises:
-        InvalidArgument: If it is not one, or is nested beyond reason.
+        MalformedRequest: If it is not one, or is nested beyond reason.
     """
     try:
         return orjson.loads(data)
@@ -59,11 +63,40 @@ def parse_json(data: Buffer) -> Any:
         reason = str(error)
     raw = bytes(data)
     if b"NaN" not in raw and b"Infinity" not in raw:
-        raise InvalidArgument(f"failed to parse the request JSON buffer: {reason}")
+        raise MalformedRequest(f"failed to parse the request JSON buffer: {reason}")
     try:
         return _parse_slowly(raw)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
+        raise MalformedRequest(f"failed to parse the request JSON buffer: {error}") from None
+
+
+def parse_object(data: Buffer) -> dict[str, Any]:
+    """Parses the JSON object of a call other than infer; an empty body is an empty one.
+
+    Raises:
+        MalformedRequest: If it is something else, or is nested beyond reason.
+    """
+    if not data:
+        return {}
+    document = parse_json(data)
+    check_depth(document, 1)
+    if type(document) is not dict:
+        raise MalformedRequest(f"unable to parse the request JSON: expected an object, got {kind(document)}")
+    return document
+
+
+def refuse_wide_integers(data: Buffer) -> None:
+    """Looks for integers beyond 64 bits in a text that ``parse_json`` took; it made floats of them.
+
+    For the rare text with a float where an integer would have been fine, and so large that it may have been one.
+
+    Raises:
+        MalformedRequest: If there is one.
+    """
+    try:
+        json.loads(bytes(data), parse_int=_parse_integer)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"failed to parse the request JSON buffer: {error}") from None
 
 
 def _parse_slowly(raw: bytes) -> Any:
@@ -97,12 +130,12 @@ def check_depth(value: object, depth: int) -> None:
     """Refuses nesting over ``MAX_DEPTH`` in values that nothing else looks at.
 
     Raises:
-        InvalidArgument: If ``value``, itself at ``depth``, nests too deep.
+        MalformedRequest: If ``value``, itself at ``depth``, nests too deep.
     """
     level: list[Any] = [value]
     while level:
         if depth > MAX_DEPTH:
-            raise InvalidArgument(f"the request JSON is nested deeper than {MAX_DEPTH} levels")
+            raise MalformedRequest(f"the request JSON is nested deeper than {MAX_DEPTH} levels")
         containers = [item for item in level if type(item) is list or type(item) is dict]
         level = []
         for item in containers:
@@ -134,10 +167,10 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
         InvalidArgument: If number or kind of the elements are wrong, or one does not fit the datatype.
     """
     if type(data) is not list:
-        raise InvalidArgument(f"unable to parse 'data' of input '{name}': expected an array, got {kind(data)}")
-    elements, kinds = _flatten(name, data)
+        raise MalformedRequest(f"unable to parse 'data' of input '{name}': expected an array, got {kind(data)}")
+    elements, kinds = flatten(name, data)
     if len(elements) != count:
-        raise InvalidArgument(
+        raise MalformedRequest(
             f"unable to parse 'data' of input '{name}': Shape does not match true shape of 'data' field: "
             f"expected {count} elements for shape {list(shape)}, got {len(elements)}"
         )
@@ -157,21 +190,21 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
     return array.view(np.uint8).data
 
 
-def _flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
+def flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
     """The elements of an evenly nested array, and their types."""
     kinds = _kinds(data)
     depth = 1
     while list in kinds:
         depth += 1
         if depth > MAX_RANK:
-            raise InvalidArgument(f"unable to parse 'data' of input '{name}': nested deeper than {MAX_RANK} levels")
+            raise MalformedRequest(f"unable to parse 'data' of input '{name}': nested deeper than {MAX_RANK} levels")
         if len(kinds) > 1:
-            raise InvalidArgument(f"unable to parse 'data' of input '{name}': arrays and elements on the same level")
+            raise MalformedRequest(f"unable to parse 'data' of input '{name}': arrays and elements on the same level")
         lengths: set[int] = set()
         for piece in slices(data):
             lengths.update(map(len, piece))
         if len(lengths) > 1:
-            raise InvalidArgument(f"unable to parse 'data' of input '{name}': arrays of unequal length")
+            raise MalformedRequest(f"unable to parse 'data' of input '{name}': arrays of unequal length")
         data = _join(data, lengths.pop())
         kinds = _kinds(data)
     return data, kinds
@@ -206,9 +239,13 @@ def _check_kinds(
     if kinds <= allowed:
         return
     index = next(i for i, element in enumerate(elements) if type(element) not in allowed)
-    raise InvalidArgument(
+    element = elements[index]
+    got = kind(element)
+    if int in allowed and type(element) is float and abs(element) >= _WIDE:
+        got = f"{element}, {got} or an integer of more than 64 bits"
+    raise MalformedRequest(
         f"unable to parse 'data' of input '{name}': datatype {datatype.name} expects {expected}, "
-        f"element {index} is {kind(elements[index])}"
+        f"element {index} is {got}"
     )
 
 
@@ -264,70 +301,3 @@ def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     if ((result & 0x7FFF) == _BFLOAT16_INFINITY)[np.isfinite(values)].any():
         raise FloatingPointError
     return result
-
-
-def json_elements(tensor: Tensor) -> Any:
-    """The flat ``data`` of a JSON output, as something that ``orjson`` writes.
-
-    Raises:
-        InvalidArgument: If it holds bytes that are not UTF-8, which JSON can't carry.
-    """
-    if tensor.datatype == "BYTES":
-        return _json_strings(tensor)
-    array = _json_numbers(tensor)
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return array
-    return orjson.Fragment(json.dumps(array.tolist()))
-
-
-def json_pieces(tensor: Tensor) -> list[bytes]:
-    """What ``json_elements`` becomes as text, in pieces; other threads can run between one and the next.
-
-    Raises:
-        InvalidArgument: If it holds bytes that are not UTF-8, which JSON can't carry.
-    """
-    separator = b","
-    write = _write_piece
-    elements: Any
-    if tensor.datatype == "BYTES":
-        elements = _json_strings(tensor)
-    else:
-        elements = _json_numbers(tensor)
-        if elements.dtype.kind == "f" and not np.isfinite(elements).all():
-            separator, write = b", ", _write_slowly
-    pieces = [b"["]
-    for start in range(0, len(elements), SLICE_ELEMENTS):
-        # Without the brackets; views, so that nothing is copied twice.
-        text = memoryview(write(elements[start : start + SLICE_ELEMENTS]))[1:-1]
-        pieces.append(b"".join((separator if start else b"", text)))
-    pieces.append(b"]")
-    return pieces
-
-
-def _write_piece(elements: Any) -> bytes:
-    return orjson.dumps(elements, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _write_slowly(elements: npt.NDArray[Any]) -> bytes:
-    return json.dumps(elements.tolist()).encode()
-
-
-def _json_numbers(tensor: Tensor) -> npt.NDArray[Any]:
-    """The elements as an array of a type that JSON writers know; floats as doubles."""
-    array = to_array(tensor).reshape(-1)
-    if tensor.datatype == "BF16":
-        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if array.dtype.kind != "f":
-        return array if array.flags.aligned else array.copy()
-    # Widened, because clients expect the digits of the double that a float32 becomes.
-    return array.astype(np.float64)
-
-
-def _json_strings(tensor: Tensor) -> list[str]:
-    try:
-        return [element.decode() for element in unpack_bytes(tensor.data)]
-    except UnicodeDecodeError:
-        raise InvalidArgument(
-            f"output '{tensor.name}' holds bytes that are not UTF-8, which JSON can't carry: "
-            'ask for it in binary with "parameters": {"binary_data": true}'
-        ) from None

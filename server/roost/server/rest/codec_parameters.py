@@ -6,23 +6,30 @@ from typing import Any
 
 from roost.core.errors import InvalidArgument
 from roost.core.requests import RequestContext
-from roost.core.tensors import ParameterValue
-from roost.server.rest.codec_json import kind
+from roost.core.tensors import Buffer, ParameterValue
+from roost.server.rest.codec_json import kind, refuse_wide_integers
+from roost.server.rest.errors import MalformedRequest
 
 _INT64_MIN = -(2**63)
 _UINT64_MAX = 2**64 - 1
+_WIDE = 2.0**63
 _BOOLEANS = frozenset({"sequence_start", "sequence_end", "binary_data_output"})
 _UNSIGNED = frozenset({"priority", "timeout"})
 
 
-def check_parameters(value: object, where: str) -> dict[str, Any]:
+def check_parameters(value: object, where: str, text: Buffer) -> dict[str, Any]:
     """Checks the type of a ``parameters`` object and of its values.
+
+    Args:
+        value: The object.
+        where: Whose parameters they are, for messages.
+        text: The JSON that it was parsed from.
 
     Raises:
         InvalidArgument: If it is not an object of strings, numbers and booleans.
     """
     if type(value) is not dict:
-        raise InvalidArgument(f"unable to parse 'parameters' of {where}: expected an object, got {kind(value)}")
+        raise MalformedRequest(f"unable to parse 'parameters' of {where}: expected an object, got {kind(value)}")
     for key, item in value.items():
         if type(item) not in (str, bool, int, float):
             raise InvalidArgument(
@@ -30,13 +37,20 @@ def check_parameters(value: object, where: str) -> dict[str, Any]:
             )
         if type(item) is int and not _INT64_MIN <= item <= _UINT64_MAX:
             raise InvalidArgument(f"parameter '{key}' of {where} does not fit 64 bits")
+        if type(item) is float and abs(item) >= _WIDE:
+            refuse_wide_integers(text)
     return value
 
 
-def request_parameters(value: object, context: RequestContext) -> tuple[dict[str, ParameterValue], bool]:
+def request_parameters(value: object, context: RequestContext, text: Buffer) -> tuple[dict[str, ParameterValue], bool]:
     """Takes the request's parameters apart.
 
     ``timeout`` (microseconds) can only bring the context's deadline closer; it and ``priority`` go into the context.
+
+    Args:
+        value: The ``parameters`` object.
+        context: The request's context.
+        text: The JSON that it was parsed from.
 
     Returns:
         The parameters for the model, and ``binary_data_output``.
@@ -44,7 +58,7 @@ def request_parameters(value: object, context: RequestContext) -> tuple[dict[str
     Raises:
         InvalidArgument: If one is reserved or has the wrong type.
     """
-    parameters = check_parameters(value, "the request")
+    parameters = check_parameters(value, "the request", text)
     rest: dict[str, ParameterValue] = {}
     binary = False
     for key, item in parameters.items():
@@ -64,7 +78,7 @@ def request_parameters(value: object, context: RequestContext) -> tuple[dict[str
 def _check_parameter(key: str, item: ParameterValue) -> None:
     if key in _BOOLEANS:
         if type(item) is not bool:
-            raise InvalidArgument(f"unable to parse parameter '{key}': expected a boolean, got {kind(item)}")
+            raise MalformedRequest(f"unable to parse parameter '{key}': expected a boolean, got {kind(item)}")
     elif key in _UNSIGNED:
         _check_unsigned(key, item, "an unsigned integer")
     elif key == "sequence_id":
@@ -77,4 +91,4 @@ def _check_parameter(key: str, item: ParameterValue) -> None:
 def _check_unsigned(key: str, item: ParameterValue, expected: str) -> None:
     if type(item) is not int or item < 0:
         got = f"{item}" if type(item) is int else kind(item)
-        raise InvalidArgument(f"unable to parse parameter '{key}': expected {expected}, got {got}")
+        raise MalformedRequest(f"unable to parse parameter '{key}': expected {expected}, got {got}")

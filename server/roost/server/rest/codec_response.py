@@ -9,7 +9,7 @@ import orjson
 from roost.core.requests import InferResponse
 from roost.core.tensors import DATATYPES, Buffer, Tensor
 from roost.server.rest.codec import HEADER_LENGTH, RestInferRequest
-from roost.server.rest.codec_json import json_elements, json_pieces
+from roost.server.rest.codec_json_out import json_elements, json_parameters, json_pieces
 
 Encoded = tuple[dict[str, str], list[Buffer]]
 
@@ -33,6 +33,9 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> Encod
     buffers: list[Buffer] = [b""]
     outputs: list[dict[str, Any]] = []
     for tensor in response.outputs:
+        if response.in_regions and tensor.name in response.in_regions:
+            outputs.append(_describe_only(tensor))
+            continue
         is_binary = tensor.name in in_binary
         output = _describe(tensor, is_binary)
         if is_binary:
@@ -47,11 +50,16 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> Encod
 
 def large_outputs(response: InferResponse, request: RestInferRequest) -> list[Tensor]:
     """The outputs to be written as JSON if that is much work for the event loop's thread, else none."""
-    if sum([memoryview(tensor.data).nbytes for tensor in response.outputs]) <= _LARGE_ELEMENTS:
+    if not is_large(response):
         return []
-    in_binary = _binary_outputs(response, request)
-    tensors = [tensor for tensor in response.outputs if tensor.name not in in_binary]
+    elsewhere = _binary_outputs(response, request) | response.in_regions
+    tensors = [tensor for tensor in response.outputs if tensor.name not in elsewhere]
     return tensors if sum(map(_weight, tensors)) > _LARGE_ELEMENTS else []
+
+
+def is_large(response: InferResponse) -> bool:
+    """Whether writing all of it as JSON may be much work for the event loop's thread."""
+    return sum([memoryview(tensor.data).nbytes for tensor in response.outputs]) > _LARGE_ELEMENTS
 
 
 def write_outputs(tensors: Sequence[Tensor]) -> list[list[bytes]]:
@@ -71,7 +79,7 @@ def encode_large_response(
     Args:
         response: The response.
         request: Its request.
-        written: The outputs that are not in binary, in order, as ``write_outputs`` gave them.
+        written: The outputs that are in JSON, in order, as ``write_outputs`` gave them.
     """
     in_binary = _binary_outputs(response, request)
     buffers: list[Buffer] = [orjson.dumps(_head(response, request))[:-1] + b',"outputs":[']
@@ -79,6 +87,9 @@ def encode_large_response(
     data = iter(written)
     for index, tensor in enumerate(response.outputs):
         is_binary = tensor.name in in_binary
+        if tensor.name in response.in_regions:
+            buffers.append(b"," * bool(index) + orjson.dumps(_describe_only(tensor)))
+            continue
         text = b"," * bool(index) + orjson.dumps(_describe(tensor, is_binary))
         if is_binary:
             buffers.append(text)
@@ -103,7 +114,7 @@ def _head(response: InferResponse, request: RestInferRequest) -> dict[str, Any]:
     document["model_name"] = response.model_name
     document["model_version"] = response.model_version
     if response.parameters:
-        document["parameters"] = dict(response.parameters)
+        document["parameters"] = json_parameters(response.parameters)
     return document
 
 
@@ -113,9 +124,14 @@ def _binary_outputs(response: InferResponse, request: RestInferRequest) -> set[s
     return {output.name for output in request.outputs if output.binary}
 
 
+def _describe_only(tensor: Tensor) -> dict[str, Any]:
+    """An output that was written to shared memory."""
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+
+
 def _describe(tensor: Tensor, is_binary: bool) -> dict[str, Any]:
     output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-    parameters = dict(tensor.parameters)
+    parameters = json_parameters(tensor.parameters) if tensor.parameters else {}
     if is_binary:
         parameters["binary_data_size"] = memoryview(tensor.data).nbytes
     if parameters:

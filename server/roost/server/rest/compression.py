@@ -106,7 +106,8 @@ class Inflater:
         try:
             piece = self._inflater.decompress(self._tail, STEP_BYTES)
         except zlib.error:
-            raise InvalidArgument(f"the body is not valid {self._coding}") from None
+            zlib_format = " (the zlib format)" if self._coding == "deflate" else ""
+            raise InvalidArgument(f"the body is not valid {self._coding}{zlib_format}") from None
         self._tail = self._inflater.unconsumed_tail
         if self._inflater.eof:
             if self._inflater.unused_data or self._position < len(self._data):

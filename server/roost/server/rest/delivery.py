@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from aiohttp import web
 from roost.core.tensors import Buffer
 from roost.server.rest.compression import slices
+from roost.server.rest.errors import ClientGone
 from roost.server.rest.protocol import RestProtocol
 
 _log = logging.getLogger(__name__)
@@ -80,6 +81,58 @@ async def send_small(request: web.Request, response: web.Response, write_timeout
     except ConnectionError:
         response.force_close()
     return response
+
+
+class EventStream:
+    """An answer of server-sent events.
+
+    Args:
+        request: What it answers.
+        write_timeout_s: How long the client may take to read what is on its way, before it is cut off.
+
+    Attributes:
+        response: What the handler returns in the end.
+    """
+
+    def __init__(self, request: web.Request, write_timeout_s: float) -> None:
+        self._request = request
+        self._write_timeout_s = write_timeout_s
+        self.response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
+
+    async def open(self) -> None:
+        """Sends the head.
+
+        Raises:
+            ClientGone: If the client went away, as from the other methods.
+        """
+        _mark_last(self._request, self.response)
+        await self._bounded(self.response.prepare(self._request))
+
+    async def send(self, text: bytes) -> None:
+        """Sends one event; waits while the client is behind by more than what a connection buffers."""
+        for piece in slices([b"data: %b\n\n" % text], _SLICE_BYTES):
+            await self._bounded(self._write(piece))
+
+    async def close(self) -> None:
+        """Says that no event follows."""
+        await self._bounded(self.response.write_eof())
+
+    async def _write(self, piece: Buffer) -> None:
+        await self.response.write(piece)
+        await self._request.writer.drain()
+
+    async def _bounded(self, step: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await step
+        except TimeoutError:
+            _cut_off(self._request, self.response)
+            raise ClientGone from None
+        except ConnectionError:
+            self.response.force_close()
+            raise ClientGone from None
 
 
 def _mark_last(request: web.Request, response: web.StreamResponse) -> None:

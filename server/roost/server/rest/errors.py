@@ -1,4 +1,4 @@
-"""From neutral codes to HTTP: one total map, and the answers that only HTTP needs (404, 405, 413, 431, 501)."""
+"""From neutral codes to HTTP: total maps, and the answers that only HTTP needs (404, 405, 413, 431, 501)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from aiohttp import web
-from roost.core.errors import Code, RoostError
+from roost.core.errors import Code, InvalidArgument, Limit, RoostError
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,35 @@ HTTP_STATUS: Mapping[Code, int] = {
     Code.UNAVAILABLE: 503,
     Code.DEADLINE_EXCEEDED: 504,
 }
+# ``--compat triton``: whoever moves from Triton and compares statuses finds the same ones.
+TRITON_STATUS: Mapping[Code, int] = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.FAILED_PRECONDITION: 503,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 400,
+    Code.ABORTED: 400,
+    Code.RESOURCE_EXHAUSTED: 503,
+    Code.CANCELLED: 400,
+    Code.INTERNAL: 500,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 503,
+}
+# Where Triton has another status for a call, named by the end of its path.
+_TRITON_STATUS_OF_CALL: Mapping[tuple[str, Code], int] = {
+    ("stats", Code.NOT_FOUND): 400,
+    ("setting", Code.NOT_FOUND): 400,
+    ("setting", Code.FAILED_PRECONDITION): 400,
+    ("logging", Code.INVALID_ARGUMENT): 503,
+    ("register", Code.NOT_FOUND): 500,
+}
 _RETRY_STATUSES = frozenset({429, 503})
+
+
+class MalformedRequest(InvalidArgument):
+    """A body that is not the JSON that the call takes; Triton has another status for it than for wrong values."""
 
 
 class Refusal(Exception):
@@ -41,16 +69,24 @@ class Refusal(Exception):
         message: What the client reads.
         headers: Headers to add.
         close: Whether the connection can't be used any more, because a body was left unread.
+        limit: The limit of the server that was in the way, if one was.
     """
 
     def __init__(
-        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, close: bool = False
+        self,
+        status: int,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+        limit: Limit | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = headers
         self.close = close
+        self.limit = limit
 
 
 class ClientGone(Exception):
@@ -73,10 +109,15 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
     return response
 
 
-def response_of(error: Exception) -> web.Response:
-    """Turns whatever a handler raised into an answer; what nobody expected gets an id and goes to the log."""
+def response_of(error: Exception, triton_call: str | None = None) -> web.Response:
+    """Turns whatever a handler raised into an answer; what nobody expected gets an id and goes to the log.
+
+    Args:
+        error: What was raised.
+        triton_call: The end of the path that was called, if the status is to be Triton's.
+    """
     if isinstance(error, RoostError):
-        status = HTTP_STATUS[error.code]
+        status = HTTP_STATUS[error.code] if triton_call is None else _triton_status(error, triton_call)
         return error_response(
             status, error.message, retry_after(error.retry_after_s) if status in _RETRY_STATUSES else None
         )
@@ -89,6 +130,18 @@ def response_of(error: Exception) -> web.Response:
         allow = error.headers.get("Allow")
         return error_response(error.status, HTTPStatus(error.status).phrase, {"Allow": allow} if allow else None)
     return unexpected_error(error)
+
+
+def error_body(error: Exception) -> bytes:
+    """What ``response_of`` would say, for an answer whose status is out already."""
+    body = response_of(error).body
+    return body if isinstance(body, bytes) else b""
+
+
+def _triton_status(error: RoostError, call: str) -> int:
+    if isinstance(error, MalformedRequest):
+        return 500
+    return _TRITON_STATUS_OF_CALL.get((call, error.code)) or TRITON_STATUS[error.code]
 
 
 def unexpected_error(error: BaseException | None) -> web.Response:

@@ -42,6 +42,14 @@ class MetadataHandlers:
             {"name": metadata.name, "version": metadata.version, "extensions": list(metadata.extensions)}
         )
 
+    async def alive(self, request: web.Request) -> web.StreamResponse:
+        """``GET /``, for KServe's probes."""
+        return json_response({"status": "alive"})
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        """``GET /v2/models``, which is KServe's."""
+        return json_response({"models": await self._data_plane.model_names()})
+
     async def model_ready(self, request: web.Request) -> web.StreamResponse:
         """``GET .../ready``; an unknown model is not ready, which clients take 400 for."""
         name, version = model_in_path(request)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Any
 
 from aiohttp import web
@@ -11,13 +9,13 @@ from roost.core.errors import InvalidArgument, Unimplemented
 from roost.core.metadata import IndexEntry
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.rest.body import Body, BodyReader
-from roost.server.rest.codec_json import LARGE_JSON_BYTES, check_depth, kind, parse_json
+from roost.server.rest.codec_base64 import decode_base64
+from roost.server.rest.codec_json import LARGE_JSON_BYTES, kind, parse_object
+from roost.server.rest.errors import MalformedRequest
 from roost.server.rest.handlers import json_response
 from roost.server.rest.offload import Offload, without_collections
 
 _FILE_PREFIX = "file:"
-# A multiple of four, as all base64 but its end.
-_BASE64_STEP = 256 * 1024
 
 
 class RepositoryHandlers:
@@ -35,7 +33,7 @@ class RepositoryHandlers:
             await self._reader.read(request, body)
             ready = (await self._parse(body)).get("ready", False)
         if type(ready) is not bool:
-            raise InvalidArgument(f"unable to parse 'ready': expected a boolean, got {kind(ready)}")
+            raise MalformedRequest(f"unable to parse 'ready': expected a boolean, got {kind(ready)}")
         return json_response([_entry(entry) for entry in await self._data_plane.repository_index(ready)])
 
     async def load(self, request: web.Request) -> web.StreamResponse:
@@ -59,8 +57,8 @@ class RepositoryHandlers:
 
     async def _parse(self, body: Body) -> dict[str, Any]:
         if len(body.data) > LARGE_JSON_BYTES:
-            return await self._offload.run(body, without_collections, _parse_object, body.data)
-        return _parse_object(body.data)
+            return await self._offload.run(body, without_collections, parse_object, body.data)
+        return parse_object(body.data)
 
     async def _decode_files(self, parameters: dict[str, bool | int | str | bytes], body: Body) -> None:
         """Decodes files where they stand; what they take is held of the budget, like the body."""
@@ -69,7 +67,7 @@ class RepositoryHandlers:
                 continue
             if type(item) is not str:
                 raise InvalidArgument(f"parameter '{key}' has invalid type: expected base64 text, got {kind(item)}")
-            body.take(len(item))
+            self._reader.take(body, len(item))
             if len(item) > LARGE_JSON_BYTES:
                 parameters[key] = await self._offload.run(body, _decode_file, key, item)
             else:
@@ -87,26 +85,15 @@ def _entry(entry: IndexEntry) -> dict[str, str]:
         document["version"] = entry.version
     if entry.state:
         document["state"] = entry.state
-    if entry.reason:
+        # Empty or not: MLServer's clients insist on it.
         document["reason"] = entry.reason
-    return document
-
-
-def _parse_object(data: memoryview) -> dict[str, Any]:
-    """The JSON object of a body; an empty body is an empty one."""
-    if not data:
-        return {}
-    document = parse_json(data)
-    check_depth(document, 1)
-    if type(document) is not dict:
-        raise InvalidArgument(f"unable to parse the request JSON: expected an object, got {kind(document)}")
     return document
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, bool | int | str | bytes]:
     value = document.get("parameters", {})
     if type(value) is not dict:
-        raise InvalidArgument(f"unable to parse 'parameters': expected an object, got {kind(value)}")
+        raise MalformedRequest(f"unable to parse 'parameters': expected an object, got {kind(value)}")
     for key, item in value.items():
         if type(item) not in (bool, int, str):
             raise InvalidArgument(
@@ -116,13 +103,7 @@ def _parameters(document: dict[str, Any]) -> dict[str, bool | int | str | bytes]
 
 
 def _decode_file(key: str, text: str) -> bytes:
-    """Decodes base64, in pieces between which other threads can run."""
-    data = bytearray()
     try:
-        for start in range(0, len(text), _BASE64_STEP):
-            if len(data) != start // 4 * 3:
-                raise ValueError("padding before the end")
-            data += base64.b64decode(text[start : start + _BASE64_STEP], validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(text)
+    except ValueError:
         raise InvalidArgument(f"parameter '{key}' is not base64") from None
-    return bytes(data)

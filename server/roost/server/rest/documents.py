@@ -1,0 +1,39 @@
+"""Small JSON bodies: those of every call but infer and load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from roost.server.data_plane_protocol import Budget
+from roost.server.rest.body import Body, BodyReader
+from roost.server.rest.codec_json import LARGE_JSON_BYTES, parse_object
+from roost.server.rest.offload import Offload, without_collections
+
+
+class DocumentReader:
+    """Reads bodies that are one JSON object, or nothing.
+
+    Args:
+        budget: What bodies are paid from.
+        reader: Reads their bytes.
+        offload: Where large ones are parsed.
+    """
+
+    def __init__(self, budget: Budget, reader: BodyReader, offload: Offload) -> None:
+        self._budget = budget
+        self._reader = reader
+        self._offload = offload
+
+    async def read(self, request: web.Request) -> dict[str, Any]:
+        """The object; an empty one if the body is empty.
+
+        Raises:
+            MalformedRequest: If the body is something else.
+            Refusal: If it is too large, see ``BodyReader.read``.
+        """
+        with Body(self._budget) as body:
+            await self._reader.read(request, body)
+            if len(body.data) > LARGE_JSON_BYTES:
+                return await self._offload.run(body, without_collections, parse_object, body.data)
+            return parse_object(body.data)
