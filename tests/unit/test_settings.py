@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from roost.core.version import __version__
 from roost.server import cli
 from roost.server.arguments import ConfigError
-from roost.server.config import ServeConfig, effective_yaml, read_command
+from roost.server.config import ServeConfig, read_command
+from roost.server.effective_config import effective_yaml
 from roost.server.layers import flag_of, variable_of
 from roost.server.machine import Machine
 from roost.server.settings import Settings
@@ -154,7 +155,18 @@ def test_what_kubernetes_says_of_services_is_ignored(folder: Path) -> None:
         (["--max-body", "0"], {}, "--max-body: '0' is not a size of at least one byte"),
         (["--request-timeout", "1y"], {}, "--request-timeout: '1y' is not a duration"),
         (["--request-timeout", "0s"], {}, "--request-timeout: '0s' is not a duration of more than 0 seconds"),
-        (["--model-control", "poll"], {}, "--model-control: 'poll' is not one of none, explicit"),
+        (["--model-control", "pol"], {}, "--model-control: 'pol' is not one of none, explicit, poll"),
+        (["--repository-poll-interval", "5s"], {}, "--repository-poll-interval: needs --model-control poll"),
+        (["--compat", "kserve"], {}, "--compat: 'kserve' is not one of none, triton"),
+        (["--http-header-forward-pattern", "x-("], {}, "--http-header-forward-pattern: 'x-(' is not a regular expr"),
+        ([], {"ROOST_GRPC_HEADER_FORWARD_PATTERN": "*"}, "ROOST_GRPC_HEADER_FORWARD_PATTERN: '*' is not a regular"),
+        (["--http-restricted-api", "inference"], {}, "--http-restricted-api: expected GROUP[,GROUP...]:HEADER=VALUE"),
+        (["--http-restricted-api", "inference:key="], {}, "--http-restricted-api: expected GROUP[,GROUP...]:HEADER"),
+        (["--http-restricted-api", "infer:key=s"], {}, "--http-restricted-api: 'infer' is not one of health, metadata"),
+        (["--grpc-restricted-protocol", "trace:a b=s"], {}, "--grpc-restricted-protocol: 'a b' is not the name of a"),
+        ([], {"ROOST_HTTP_RESTRICTED_API": "trace:a=1;trace:b=2"}, "ROOST_HTTP_RESTRICTED_API: 'trace' is restricted"),
+        (["--grpc-http2-max-ping-strikes", "-1"], {}, "--grpc-http2-max-ping-strikes: -1 is not a whole number of"),
+        (["--grpc-max-connection-age-grace", "5s"], {}, "--grpc-max-connection-age-grace: needs --grpc-max-connection"),
         (["--log-format", "xml"], {}, "--log-format: 'xml' is not one of human, json"),
         ([], {"ROOST_ACCESS_LOG": "maybe"}, "ROOST_ACCESS_LOG: 'maybe' is neither true nor false"),
         (["--host", ""], {}, "--host: '' is not a text in one line"),
@@ -216,9 +228,17 @@ def test_mistakes_in_the_file_are_named(folder: Path, text: str, expected: str) 
 def test_the_printed_configuration_reads_back_to_the_same(folder: Path) -> None:
     (folder / "routes.yaml").touch()
     argv = ["--model-control", "explicit", "--load-model", "*", "--routes", "routes.yaml", "--metrics-port", "0"]
-    config = read(*argv, "--histogram-model", "m", "--max-body", "1000001", "--request-timeout", "0.3s")
+    argv += ["--histogram-model", "m", "--max-body", "1000001", "--request-timeout", "0.3s"]
+    argv += ["--http-header-forward-pattern", "^x-a", "--grpc-header-forward-pattern", "(?-i)^x-B"]
+    argv += ["--http-restricted-api", "trace,logging:Key=a;b", "--http-restricted-api", "health:other=1"]
+    argv += ["--compat", "triton", "--allow-client-shm", "--grpc-max-connection-age", "1h"]
+    config = read(*argv)
     (folder / "printed.yaml").write_text(effective_yaml(config))
     assert read_command(["--config", "printed.yaml"], {}, MACHINE).config == config
+    polling = read("--model-control", "poll")
+    (folder / "printed.yaml").write_text(effective_yaml(polling))
+    assert read_command(["--config", "printed.yaml"], {}, MACHINE).config == polling
+    assert polling.poll_interval_s == 15
 
 
 @given(size_bytes=st.integers(1, 2**60), duration_s=st.floats(1e-6, 1e6).map(lambda value: round(value, 6)))

@@ -16,7 +16,8 @@ class _Command(NamedTuple):
 
 
 def _serve(argv: Sequence[str]) -> int:
-    from roost.server.config import effective_yaml, read_command
+    from roost.server.config import read_command
+    from roost.server.effective_config import effective_yaml
 
     command = read_command(argv)
     if command.print_config:

@@ -10,19 +10,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from re import Pattern
 
-import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from roost.core.units import format_bytes
 from roost.server.arguments import ConfigError
 from roost.server.layers import Layers, flag_of, read_layers
 from roost.server.machine import Machine, read_machine
+from roost.server.restrictions import Restrictions
 from roost.server.settings import Settings
+from roost.server.values import Compression
 
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
 _DEFAULT_ANSWER_BUDGET_BYTES = 2**30
+_DEFAULT_POLL_INTERVAL_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,12 @@ class ServeConfig:
     """What the server runs with: every setting decided, sizes in bytes, durations in seconds.
 
     ``memory_budget_bytes`` is None where it follows from the idle use, which nobody knows before the start;
-    ``machine`` is what it follows from.
+    ``machine`` is what it follows from. ``poll_interval_s`` is None where repositories are not polled.
     """
 
     model_repositories: tuple[Path, ...]
     model_control: str
+    poll_interval_s: float | None
     load_models: tuple[str, ...]
     routes_file: Path | None
     host: str
@@ -44,6 +47,12 @@ class ServeConfig:
     metrics_port: int | None
     ready_file: Path | None
     server_name: str
+    compat_triton: bool
+    allow_client_shm: bool
+    http_forward_headers: Pattern[str] | None
+    grpc_forward_headers: Pattern[str] | None
+    http_restrictions: Restrictions
+    grpc_restrictions: Restrictions
     workers: int
     memory_budget_bytes: int | None
     state_dir: Path
@@ -58,10 +67,20 @@ class ServeConfig:
     answer_budget_bytes: int
     max_queue: int
     max_queued_bytes: int
+    grpc_compression: Compression
+    grpc_keepalive_time_s: float
+    grpc_keepalive_timeout_s: float
+    grpc_keepalive_permit_without_calls: bool
+    grpc_max_pings_without_data: int
+    grpc_min_client_ping_interval_s: float
+    grpc_max_ping_strikes: int
+    grpc_max_connection_age_s: float | None
+    grpc_max_connection_age_grace_s: float | None
     log_level: str
     log_format: str
     access_log: bool
     histogram_models: tuple[str, ...]
+    triton_metrics: bool
     enable_dummy: bool
     machine: Machine
 
@@ -137,6 +156,10 @@ def _check(settings: Settings, layers: Layers) -> None:
         raise ConfigError(f"{layers.where('ready_file')}: there is no folder for it: {settings.ready_file}")
     if settings.load_model and settings.model_control != "explicit":
         raise ConfigError(f"{layers.where('load_model')}: needs --model-control explicit")
+    if settings.repository_poll_interval is not None and settings.model_control != "poll":
+        raise ConfigError(f"{layers.where('repository_poll_interval')}: needs --model-control poll")
+    if settings.grpc_max_connection_age_grace is not None and settings.grpc_max_connection_age is None:
+        raise ConfigError(f"{layers.where('grpc_max_connection_age_grace')}: needs --grpc-max-connection-age")
     _check_ports(settings, layers)
     _check_sizes(settings, layers)
 
@@ -165,10 +188,12 @@ def _check_sizes(settings: Settings, layers: Layers) -> None:
 def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> ServeConfig:
     """Decides what was left open and hands everything over in the units that code uses."""
     largest = max(settings.max_body, settings.grpc_max_message_size)
+    interval_s = settings.repository_poll_interval or _DEFAULT_POLL_INTERVAL_S
     body_budget = settings.body_budget or max(largest, min(_DEFAULT_BODY_BUDGET_BYTES, machine.memory_bytes // 8))
     return ServeConfig(
         model_repositories=settings.model_repository,
         model_control=settings.model_control,
+        poll_interval_s=interval_s if settings.model_control == "poll" else None,
         load_models=settings.load_model,
         routes_file=settings.routes,
         host=settings.host,
@@ -178,6 +203,12 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         metrics_port=settings.metrics_port,
         ready_file=settings.ready_file,
         server_name=settings.server_name,
+        compat_triton=settings.compat == "triton",
+        allow_client_shm=settings.allow_client_shm,
+        http_forward_headers=settings.http_header_forward_pattern,
+        grpc_forward_headers=settings.grpc_header_forward_pattern,
+        http_restrictions=Restrictions.parse(settings.http_restricted_api),
+        grpc_restrictions=Restrictions.parse(settings.grpc_restricted_protocol),
         workers=settings.workers or max(1, machine.cpus - 1),
         memory_budget_bytes=settings.memory_budget,
         state_dir=settings.state_dir or _default_state_dir(environ),
@@ -192,10 +223,20 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         answer_budget_bytes=settings.answer_budget or min(_DEFAULT_ANSWER_BUDGET_BYTES, machine.memory_bytes // 8),
         max_queue=settings.max_queue,
         max_queued_bytes=settings.max_queued_bytes or max(largest, body_budget // 2),
+        grpc_compression=settings.grpc_infer_response_compression,
+        grpc_keepalive_time_s=settings.grpc_keepalive_time,
+        grpc_keepalive_timeout_s=settings.grpc_keepalive_timeout,
+        grpc_keepalive_permit_without_calls=settings.grpc_keepalive_permit_without_calls,
+        grpc_max_pings_without_data=settings.grpc_http2_max_pings_without_data,
+        grpc_min_client_ping_interval_s=settings.grpc_http2_min_recv_ping_interval_without_data,
+        grpc_max_ping_strikes=settings.grpc_http2_max_ping_strikes,
+        grpc_max_connection_age_s=settings.grpc_max_connection_age,
+        grpc_max_connection_age_grace_s=settings.grpc_max_connection_age_grace,
         log_level=settings.log_level,
         log_format=settings.log_format,
         access_log=settings.access_log,
         histogram_models=settings.histogram_model,
+        triton_metrics=settings.triton_metrics,
         enable_dummy=settings.enable_dummy,
         machine=machine,
     )
@@ -210,60 +251,3 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         return (Path(home) if home else Path.home()) / ".local" / "state" / "roost"
     except RuntimeError:
         raise ConfigError("there is no home folder to keep state in: give --state-dir") from None
-
-
-def effective_yaml(config: ServeConfig) -> str:
-    """Writes a configuration as a file that ``--config`` reads back to the same."""
-    values: dict[str, Any] = {
-        "model_repository": [str(path) for path in config.model_repositories],
-        "model_control": config.model_control,
-        "load_model": list(config.load_models),
-        "routes": _text(config.routes_file),
-        "host": config.host,
-        "http_port": config.http_port,
-        "grpc_port": config.grpc_port,
-        "admin_port": config.admin_port,
-        "metrics_port": config.metrics_port,
-        "ready_file": _text(config.ready_file),
-        "server_name": config.server_name,
-        "workers": config.workers,
-        "memory_budget": _size(config.memory_budget_bytes),
-        "state_dir": str(config.state_dir),
-        "request_timeout": _duration(config.request_timeout_s),
-        "load_timeout": _duration(config.load_timeout_s),
-        "drain_delay": _duration(config.drain_delay_s),
-        "drain_timeout": _duration(config.drain_timeout_s),
-        "write_timeout": _duration(config.write_timeout_s),
-        "max_body": _size(config.max_body_bytes),
-        "grpc_max_message_size": _size(config.grpc_max_message_bytes),
-        "body_budget": _size(config.body_budget_bytes),
-        "answer_budget": _size(config.answer_budget_bytes),
-        "max_queue": config.max_queue,
-        "max_queued_bytes": _size(config.max_queued_bytes),
-        "log_level": config.log_level,
-        "log_format": config.log_format,
-        "access_log": config.access_log,
-        "histogram_model": list(config.histogram_models),
-    }
-    if config.enable_dummy:
-        values["enable_dummy"] = True
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _size(size_bytes: int | None) -> str | int:
-    """The shortest way to write a size that loses nothing."""
-    if size_bytes is None:
-        return "auto"
-    for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if size_bytes % 2**power == 0:
-            return f"{size_bytes >> power}{unit}"
-    return size_bytes
-
-
-def _duration(duration_s: float) -> str:
-    # Not %g, whose six digits would lose some; plain decimals, since exponents are not read.
-    return f"{duration_s:.9f}".rstrip("0").rstrip(".") + "s"

@@ -58,7 +58,7 @@ def _row(name: str, field: FieldInfo) -> str:
         default = f"`{default}`"
     meaning = field.description or ""
     if isinstance(field.default, tuple):
-        separator = {",": "commas", ":": "colons"}[extra["separator"]]
+        separator = {",": "commas", ":": "colons", ";": "semicolons"}[extra["separator"]]
         meaning += f" The variable separates them by {separator}; the file has a list."
     cells = (flag, f"`{variable_of(name)}`", f"`{name}`", default, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

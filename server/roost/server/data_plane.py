@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 
-from roost.core.errors import Code, InvalidArgument, RoostError, Unavailable, Unimplemented
+from roost.core.errors import Code, InvalidArgument, Limit, NotFound, RoostError, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
 from roost.core.names import check_name
 from roost.core.requests import InferRequest, InferResponse
+from roost.core.statistics import ModelStatistics
 from roost.core.version import __version__
 from roost.proto import model_config_pb2 as mc
 from roost.router.admission import ByteBudget
+from roost.router.records import record_of
 from roost.router.router import Router
-from roost.router.stats import RequestRecord
 from roost.router.view import MeshView
+from roost.server.client_memory import ClientMemory, NoGpuMemory
+from roost.server.data_plane_protocol import LogSettings, RepositoryParameters, TraceSettings
+from roost.server.log_settings import LogBook
+from roost.server.region_io import RegionIO, uses_regions
+from roost.server.rest.offload import Offload
+from roost.server.trace import TraceBook
 
 access_log = logging.getLogger("roost.access")
 
-EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters")
+# In the order in which Triton lists them, which is that of its documentation.
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "logging",
+)
 
 
 class RouterDataPlane:
@@ -32,17 +51,32 @@ class RouterDataPlane:
         request_timeout_s: How long a request may take at most.
         body_budget_bytes: What request bodies may hold together.
         log_requests: Whether each inference request gets a line in the log.
+        shared_memory: The regions of clients.
+        log_book: The settings of the log.
     """
 
     def __init__(
-        self, router: Router, *, server_name: str, request_timeout_s: float, body_budget_bytes: int, log_requests: bool
+        self,
+        router: Router,
+        *,
+        server_name: str,
+        request_timeout_s: float,
+        body_budget_bytes: int,
+        log_requests: bool,
+        shared_memory: ClientMemory,
+        log_book: LogBook,
     ) -> None:
         self._router = router
         self._server_name = server_name
         self._log_requests = log_requests
+        self._log_book = log_book
+        self._trace_book = TraceBook()
+        self._copies = Offload()
         self._accepting = False
         self.request_timeout_s = request_timeout_s
         self.bodies = ByteBudget(body_budget_bytes)
+        self.shared_memory = shared_memory
+        self.cuda_shared_memory = NoGpuMemory()
 
     def open(self) -> None:
         """From now on the server is ready, as far as it depends on this."""
@@ -51,6 +85,10 @@ class RouterDataPlane:
     def drain(self) -> None:
         """From now on the server is not ready; requests that still come are answered."""
         self._accepting = False
+
+    async def close(self) -> None:
+        """Ends its threads; nobody may call it any more."""
+        await self._copies.close()
 
     def server_live(self) -> bool:
         """See ``DataPlane``."""
@@ -62,7 +100,9 @@ class RouterDataPlane:
 
     def server_metadata(self) -> ServerMetadata:
         """See ``DataPlane``."""
-        return ServerMetadata(self._server_name, __version__, EXTENSIONS)
+        left_out = () if self.shared_memory.offered else ("system_shared_memory",)
+        extensions = tuple(name for name in EXTENSIONS if name not in left_out)
+        return ServerMetadata(self._server_name, __version__, extensions)
 
     async def model_ready(self, name: str, version: str = "") -> bool:
         """See ``DataPlane``."""
@@ -78,39 +118,109 @@ class RouterDataPlane:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """See ``DataPlane``."""
-        code: Code | None = Code.CANCELLED
         try:
+            if uses_regions(request):
+                response = await self._infer_in_regions(request)
+            else:
+                response = await self._router.infer(request)
+        except BaseException as error:
+            self._count(request, error)
+            raise
+        self._count(request, None)
+        return response
+
+    async def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """See ``DataPlane``; counted once, as a success if the last answer was there."""
+        run = self._stream_in_regions if uses_regions(request) else self._router.infer_stream
+        ended = False
+        try:
+            async with aclosing(run(request)) as responses:
+                async for response in responses:
+                    ended = response.final
+                    yield response
+        except BaseException as error:
+            closed = not isinstance(error, Exception)
+            self._count(request, None if ended and closed else error)
+            raise
+        self._count(request, None)
+
+    async def _infer_in_regions(self, request: InferRequest) -> InferResponse:
+        regions = RegionIO(self.shared_memory, self.bodies, self._copies, request)
+        try:
+            await regions.read()
             response = await self._router.infer(request)
-            code = None
+            await regions.write(response)
             return response
-        except RoostError as error:
-            code = error.code
-            raise
-        except Exception:
-            code = Code.INTERNAL
-            raise
         finally:
-            self._count(request, code)
+            regions.close()
+
+    async def _stream_in_regions(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        regions = RegionIO(self.shared_memory, self.bodies, self._copies, request)
+        try:
+            await regions.read()
+            async with aclosing(self._router.infer_stream(request)) as responses:
+                async for response in responses:
+                    await regions.write(response)
+                    yield response
+        finally:
+            regions.close()
+
+    async def model_names(self) -> list[str]:
+        """See ``DataPlane``."""
+        return self._router.names()
+
+    async def model_statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """See ``DataPlane``."""
+        return await self._router.statistics(name, version)
+
+    def refused(self, limit: Limit | None) -> None:
+        """See ``DataPlane``."""
+        if limit is not None:
+            self._router.stats.refusals[limit] += 1
+
+    async def trace_settings(self, model: str = "") -> TraceSettings:
+        """See ``DataPlane``."""
+        if model:
+            await self._require_known(model)
+        return self._trace_book.of(model)
+
+    async def update_trace_settings(
+        self, updates: Mapping[str, tuple[str, ...] | None], model: str = ""
+    ) -> TraceSettings:
+        """See ``DataPlane``."""
+        if model:
+            self._trace_book.keep(await self._require_known(model))
+        return self._trace_book.update(updates, model)
+
+    def log_settings(self) -> LogSettings:
+        """See ``DataPlane``."""
+        return self._log_book.settings()
+
+    def update_log_settings(self, updates: LogSettings) -> LogSettings:
+        """See ``DataPlane``."""
+        return self._log_book.update(updates)
 
     async def repository_index(self, ready: bool = False) -> list[IndexEntry]:
         """See ``DataPlane``."""
         return await self._router.index(ready)
 
-    async def load_model(self, name: str, parameters: Mapping[str, bool | int | str | bytes]) -> None:
-        """See ``DataPlane``; overrides of configuration and files are not taken yet."""
+    async def load_model(self, name: str, parameters: RepositoryParameters) -> None:
+        """See ``DataPlane``."""
         for key in parameters:
-            if key == "config" or key.startswith("file:"):
-                raise Unimplemented(f"load parameter '{key}' is not implemented by this server")
-            raise InvalidArgument(f"unrecognized load parameter '{key}'.")
+            if key != "config" and not key.startswith("file:"):
+                raise InvalidArgument(f"unrecognized load parameter '{key}'.")
         self._refuse_while_draining()
-        await self._router.load(check_name(name))
+        await self._router.load(check_name(name), parameters)
 
-    async def unload_model(self, name: str, parameters: Mapping[str, bool | int | str | bytes]) -> None:
+    async def unload_model(self, name: str, parameters: RepositoryParameters) -> None:
         """See ``DataPlane``."""
         for key in parameters:
             if key != "unload_dependents":
                 raise InvalidArgument(f"unrecognized unload parameter '{key}'.")
-        await self._router.unload(check_name(name))
+        with_dependents = parameters.get("unload_dependents", False)
+        if not isinstance(with_dependents, bool):
+            raise InvalidArgument("unload parameter 'unload_dependents' is true or false")
+        await self._router.unload(check_name(name), with_dependents)
 
     def view(self) -> MeshView:
         """What the mesh looks like now."""
@@ -123,29 +233,32 @@ class RouterDataPlane:
 
     def _refuse_while_draining(self) -> None:
         if not self._accepting:
-            raise Unavailable("the server is stopping", retry_after_s=1.0)
+            raise Unavailable("the server is stopping", retry_after_s=1.0, limit=Limit.DRAINING)
 
-    def _count(self, request: InferRequest, code: Code | None) -> None:
+    async def _require_known(self, model: str) -> list[str]:
+        """All models that may be asked for.
+
+        Raises:
+            NotFound: If this one is not among them.
+        """
+        names = await self.model_names()
+        if model not in names:
+            raise NotFound(f"Request for unknown model : {model}")
+        return names
+
+    def _count(self, request: InferRequest, failure: BaseException | None) -> None:
         context = request.context
-        name, version = context.served_by
-        total_s = time.monotonic() - context.received
-        waited_s = context.run_started - context.queued if context.run_started else 0.0
-        record = RequestRecord(
-            name,
-            version,
-            code,
-            total_s,
-            max(0.0, waited_s - context.load_wait_s),
-            context.load_wait_s,
-            context.run_ended - context.run_started,
-        )
+        if failure is None or isinstance(failure, RoostError):
+            record = record_of(context, failure)
+        else:  # what is no Exception ends a task or a generator: nobody waits for the answer any more
+            record = record_of(context, Code.INTERNAL if isinstance(failure, Exception) else Code.CANCELLED)
         self._router.stats.record(record)
         if self._log_requests:
             access_log.info(
                 "%s %s %s %.2f ms",
                 request.model_name,
-                version or "-",
-                code or "OK",
-                total_s * 1e3,
+                record.version or "-",
+                record.code or "OK",
+                record.total_s * 1e3,
                 extra={"caller": context.caller, "request_id": request.id},
             )

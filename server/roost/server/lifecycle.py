@@ -28,8 +28,6 @@ from roost.core.errors import RoostError
 from roost.core.units import format_bytes
 from roost.core.version import __version__
 from roost.registry_client.repository import LocalRepository
-from roost.router.mesh import MeshSettings
-from roost.router.process import WorkerSpec
 from roost.router.router import Router, router
 from roost.router.store import SqliteStore
 from roost.router.traffic import Traffic, load_routes
@@ -37,21 +35,21 @@ from roost.runtimes.adapters import installed_runtimes, runtime_names
 from roost.runtimes.memory import private_bytes
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError
+from roost.server.client_memory import ClientMemory
 from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
-from roost.server.grpc_limits import GrpcLimits
+from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.listeners import LISTEN_BACKLOG, Listeners, open_listeners, port_of
-from roost.server.logs import configure_logging
+from roost.server.log_settings import LogBook
+from roost.server.logs import configure_logging, set_level
 from roost.server.metrics import Metrics
+from roost.server.openapi import build_document
 from roost.server.rest.app import RestRunner, build_rest_app
-from roost.server.rest.limits import RestLimits
 
 log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.7
-WORKER_SLOTS = 4
-MAX_RECEIVES = 32
 
 
 def serve(config: ServeConfig) -> int:
@@ -106,17 +104,17 @@ async def _serve(
     store = SqliteStore(state_dir / "roost.sqlite")
     started = time.monotonic()
     with contextlib.closing(store):
-        explicit = config.model_control == "explicit"
-        async with router(repositories, store, _mesh_settings(config), traffic, explicit=explicit) as routing:
+        running = router(
+            repositories,
+            store,
+            mesh_settings(config),
+            traffic,
+            explicit=config.model_control == "explicit",
+            poll_interval_s=config.poll_interval_s,
+            overrides_dir=state_dir / "overrides",
+        )
+        async with running as routing, _data_plane(config, routing) as data_plane:
             _set_budget(config, routing)
-            data_plane = RouterDataPlane(
-                routing,
-                server_name=config.server_name,
-                request_timeout_s=config.request_timeout_s,
-                body_budget_bytes=config.body_budget_bytes,
-                log_requests=config.access_log,
-            )
-            data_plane.open()
             await routing.load_at_start(config.load_models)
             async with _transports(config, data_plane, routing, listeners) as ports:
                 gc.collect()
@@ -131,15 +129,39 @@ async def _serve(
                 if config.ready_file is not None:
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
-                await signals.stop.wait()
-                data_plane.drain()
-                if config.ready_file is not None:
-                    config.ready_file.unlink(missing_ok=True)
-                if config.drain_delay_s:
-                    log.info("stopping: not ready any more, requests are taken for another %g s", config.drain_delay_s)
-                    await asyncio.sleep(config.drain_delay_s)
-                log.info("stopping: no new connections, requests in flight have %g s", config.drain_timeout_s)
+                await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
+
+
+async def _until_stopped(config: ServeConfig, data_plane: RouterDataPlane, signals: _Signals) -> None:
+    """Waits for the signal that ends the server; then it is not ready, and load balancers may notice."""
+    await signals.stop.wait()
+    data_plane.drain()
+    if config.ready_file is not None:
+        config.ready_file.unlink(missing_ok=True)
+    if config.drain_delay_s:
+        log.info("stopping: not ready any more, requests are taken for another %g s", config.drain_delay_s)
+        await asyncio.sleep(config.drain_delay_s)
+    log.info("stopping: no new connections, requests in flight have %g s", config.drain_timeout_s)
+
+
+@asynccontextmanager
+async def _data_plane(config: ServeConfig, routing: Router) -> AsyncIterator[RouterDataPlane]:
+    """A data plane that takes requests."""
+    data_plane = RouterDataPlane(
+        routing,
+        server_name=config.server_name,
+        request_timeout_s=config.request_timeout_s,
+        body_budget_bytes=config.body_budget_bytes,
+        log_requests=config.access_log,
+        shared_memory=ClientMemory(offered=config.allow_client_shm),
+        log_book=LogBook(config.log_level, set_level),
+    )
+    data_plane.open()
+    try:
+        yield data_plane
+    finally:
+        await data_plane.close()
 
 
 @asynccontextmanager
@@ -147,17 +169,19 @@ async def _transports(
     config: ServeConfig, data_plane: RouterDataPlane, routing: Router, listeners: Listeners
 ) -> AsyncIterator[dict[str, int]]:
     """Opens all listeners; at the end closes REST and gRPC together, the admin listener after them."""
-    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models)
+    shown = routing.shown if config.triton_metrics else None
+    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models, shown)
     async with AsyncExitStack() as stack:
-        admin = build_admin_app(data_plane.view, metrics)
+        limits = rest_limits(config)
+        rest = build_rest_app(data_plane, limits, rest_options(config))
+        admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest))
         await stack.enter_async_context(_site(web.AppRunner(admin, access_log=None), listeners.admin))
         if listeners.metrics is not None:
             app = build_metrics_app(metrics)
             await stack.enter_async_context(_site(web.AppRunner(app, access_log=None), listeners.metrics))
-        grpc_server = build_grpc_server(data_plane, _grpc_limits(config))
+        grpc_server = build_grpc_server(data_plane, grpc_limits(config), grpc_options(config))
         grpc_port = _bind_grpc(grpc_server, config)
-        limits = RestLimits(max_body_bytes=config.max_body_bytes, write_timeout_s=config.write_timeout_s)
-        runner = RestRunner(build_rest_app(data_plane, limits), limits)
+        runner = RestRunner(rest, limits)
         await runner.setup()
         await web.SockSite(runner, listeners.http, backlog=LISTEN_BACKLOG).start()
         await grpc_server.start()
@@ -178,35 +202,6 @@ async def _site(runner: web.AppRunner, listener: socket.socket) -> AsyncIterator
         yield
     finally:
         await runner.cleanup()
-
-
-def _mesh_settings(config: ServeConfig) -> MeshSettings:
-    # One CPU is the front end's, where there is more than one.
-    threads = max(1, (config.machine.cpus - 1) // config.workers)
-    return MeshSettings(
-        WorkerSpec(
-            "cpu",
-            "cpu",
-            max(WORKER_SLOTS, threads),
-            threads,
-            enable_dummy=config.enable_dummy,
-            log_level=config.log_level,
-            log_format=config.log_format,
-        ),
-        workers=config.workers,
-        load_timeout_s=config.load_timeout_s,
-        load_concurrency=config.workers + 1,
-        max_queue=config.max_queue,
-        max_queued_bytes=config.max_queued_bytes,
-        max_answer_bytes=config.answer_budget_bytes,
-    )
-
-
-def _grpc_limits(config: ServeConfig) -> GrpcLimits:
-    """As many messages at once as fit into an eighth of the memory, each of them twice while it is received."""
-    size_bytes = config.grpc_max_message_bytes
-    receives = config.machine.memory_bytes // 8 // (2 * size_bytes)
-    return GrpcLimits(max_message_bytes=size_bytes, max_concurrent_receives=min(MAX_RECEIVES, max(2, receives)))
 
 
 def _set_budget(config: ServeConfig, routing: Router) -> None:

@@ -13,15 +13,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from roost.server.values import (
     MAX_HISTOGRAM_MODELS,
     AutoSize,
+    Compression,
     Count,
+    CountOrNone,
     Duration,
     Grace,
     HistogramModels,
     ModelsOrAll,
+    OptionalDuration,
     OptionalPath,
+    OptionalPattern,
     OptionalPort,
     Paths,
     Port,
+    RestrictionSpecs,
     Size,
     Switch,
     Text,
@@ -31,6 +36,8 @@ from roost.server.values import (
 
 MODELS = "Models"
 LISTENERS = "Listeners"
+CLIENTS = "What clients may do and see"
+GRPC = "gRPC connections"
 MEMORY = "Workers and memory"
 LIMITS = "Limits and timeouts"
 LOGS = "Logs and metrics"
@@ -81,13 +88,21 @@ class Settings(BaseSettings):
         shown_default="none, required",
         separator=":",
     )
-    model_control: Annotated[str, BeforeValidator(choice("none", "explicit"))] = _setting(
+    model_control: Annotated[str, BeforeValidator(choice("none", "explicit", "poll"))] = _setting(
         "none",
         MODELS,
-        "none|explicit",
+        "none|explicit|poll",
         "Who says which models are available. With `none` all models in the repositories are, and a model is "
         "loaded by the first request for it. With `explicit` only those are that `--load-model` or a load call of "
-        "the repository API names.",
+        "the repository API names. With `poll` it is as with `none`, and the repositories are watched for models "
+        "that come, change or go.",
+    )
+    repository_poll_interval: OptionalDuration = _setting(
+        None,
+        MODELS,
+        "DURATION",
+        "How often the repositories are looked at with `--model-control poll`.",
+        shown_default="15s with `--model-control poll`",
     )
     load_model: ModelsOrAll = _setting(
         (),
@@ -134,6 +149,46 @@ class Settings(BaseSettings):
         "File to write the ports in use and the process id to, as JSON, once the server is ready.",
     )
     server_name: Text = _setting("roost", LISTENERS, "NAME", "Name that the server metadata call answers with.")
+
+    compat: Annotated[str, BeforeValidator(choice("none", "triton"))] = _setting(
+        "none",
+        CLIENTS,
+        "none|triton",
+        "Whose status codes errors have: with `triton` those that Triton answers, for clients that look at them.",
+    )
+    allow_client_shm: Switch = _setting(
+        False,
+        CLIENTS,
+        "",
+        "Let clients on the same machine register regions of shared memory for tensors. Any client can then read and "
+        "write what any other has registered, and other shared memory of the server's user as well.",
+    )
+    http_header_forward_pattern: OptionalPattern = _setting(
+        None,
+        CLIENTS,
+        "REGEX",
+        "REST headers whose name it matches anywhere are given to models as string parameters. Case means nothing, "
+        "unless it starts with `(?-i)`.",
+    )
+    grpc_header_forward_pattern: OptionalPattern = _setting(
+        None, CLIENTS, "REGEX", "The same for the metadata of gRPC calls."
+    )
+    http_restricted_api: RestrictionSpecs = _setting(
+        (),
+        CLIENTS,
+        "GROUP[,GROUP]:HEADER=VALUE",
+        "REST calls that are only for clients that send this header. Groups are health, metadata, inference, "
+        "shared-memory, model-config, model-repository, statistics, trace and logging. Give it several times for "
+        "several headers.",
+        separator=";",
+    )
+    grpc_restricted_protocol: RestrictionSpecs = _setting(
+        (),
+        CLIENTS,
+        "GROUP[,GROUP]:KEY=VALUE",
+        "The same for gRPC, where clients send the key as metadata `triton-grpc-protocol-KEY`.",
+        separator=";",
+    )
 
     workers: Workers = _setting(
         None,
@@ -210,6 +265,43 @@ class Settings(BaseSettings):
         shown_default="half of `--body-budget`, but never less than the largest request",
     )
 
+    grpc_infer_response_compression: Annotated[Compression, BeforeValidator(choice("none", "gzip", "deflate"))] = (
+        _setting("none", GRPC, "none|gzip|deflate", "How answers to inference over gRPC are compressed.")
+    )
+    grpc_keepalive_time: Duration = _setting(
+        7200.0, GRPC, "DURATION", "After which silence the server asks whether a connection is still alive."
+    )
+    grpc_keepalive_timeout: Duration = _setting(
+        20.0, GRPC, "DURATION", "How long it waits for the answer before it closes the connection."
+    )
+    grpc_keepalive_permit_without_calls: Switch = _setting(False, GRPC, "", "Ask on connections without calls as well.")
+    grpc_http2_max_pings_without_data: CountOrNone = _setting(
+        2, GRPC, "N", "Number of times it asks while there is nothing else to send. 0 is any number."
+    )
+    grpc_http2_min_recv_ping_interval_without_data: Duration = _setting(
+        300.0, GRPC, "DURATION", "Shortest time between two pings of a client without calls that is tolerated."
+    )
+    grpc_http2_max_ping_strikes: CountOrNone = _setting(
+        2,
+        GRPC,
+        "N",
+        "Number of pings that may come too early before the connection is closed. 0 is any number.",
+    )
+    grpc_max_connection_age: OptionalDuration = _setting(
+        None,
+        GRPC,
+        "DURATION",
+        "After which time a connection is to end and its client to connect anew, such as for load balancers.",
+        shown_default="none: connections may live for ever",
+    )
+    grpc_max_connection_age_grace: OptionalDuration = _setting(
+        None,
+        GRPC,
+        "DURATION",
+        "How long calls may go on after `--grpc-max-connection-age`.",
+        shown_default="none: until they end",
+    )
+
     log_level: Annotated[str, BeforeValidator(choice("debug", "info", "warning", "error"))] = _setting(
         "info", LOGS, "debug|info|warning|error", "Least severe log lines to write."
     )
@@ -223,6 +315,13 @@ class Settings(BaseSettings):
         "NAME",
         "Model that gets latency histograms of its own, beside those over all models. Give it several times for "
         f"several models, at most {MAX_HISTOGRAM_MODELS}, since each costs about 100 time series.",
+    )
+    triton_metrics: Switch = _setting(
+        True,
+        LOGS,
+        "",
+        "Expose Triton's metrics (`nv_...`) beside those of the server: 14 time series, about 1 KB of each scrape, for "
+        "every version of a model that is used.",
     )
     enable_dummy: Switch = _setting(
         False, MODELS, "", "Allow the dummy runtime, which misbehaves on command.", hidden=True

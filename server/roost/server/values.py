@@ -6,15 +6,18 @@ Each reader takes what a flag, a variable or a YAML file holds and raises ``Valu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 from roost.core.names import is_name
 from roost.core.units import parse_bytes, parse_seconds
+from roost.server.restrictions import Restrictions
 
 MAX_HISTOGRAM_MODELS = 100
+_EXACT_CASE = "(?-i)"
 
 
 def _whole(value: Any, what: str, low: int, high: float = math.inf) -> int:
@@ -35,6 +38,10 @@ def _port(value: Any) -> int:
 
 def _count(value: Any) -> int:
     return _whole(value, "a whole number of at least 1", 1)
+
+
+def _count_or_none(value: Any) -> int:
+    return _whole(value, "a whole number of at least 0", 0, 2**31 - 1)
 
 
 def _workers(value: Any) -> int:
@@ -101,6 +108,30 @@ def _path(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(value)).expanduser()
 
 
+def _pattern(value: Any) -> re.Pattern[str]:
+    """A regular expression for names of headers, whose case means nothing unless it starts with ``(?-i)``."""
+    if isinstance(value, re.Pattern):
+        return value
+    text = _text(value)
+    try:
+        if text.startswith(_EXACT_CASE):
+            return re.compile(text.removeprefix(_EXACT_CASE))
+        return re.compile(text, re.IGNORECASE)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+
+
+def pattern_text(pattern: re.Pattern[str]) -> str:
+    """How a pattern is written."""
+    return pattern.pattern if pattern.flags & re.IGNORECASE else _EXACT_CASE + pattern.pattern
+
+
+def _restrictions(value: Any) -> tuple[str, ...]:
+    specs = tuple(_text(item) for item in _items(value))
+    Restrictions.parse(specs)
+    return specs
+
+
 def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, str | Path):
         return [value]
@@ -133,16 +164,21 @@ def _histogram_models(value: Any) -> tuple[str, ...]:
     return names
 
 
+Compression: TypeAlias = Literal["none", "gzip", "deflate"]
 Port = Annotated[int, BeforeValidator(_port)]
 OptionalPort = Annotated[int | None, BeforeValidator(_port)]
 Count = Annotated[int, BeforeValidator(_count)]
+CountOrNone = Annotated[int, BeforeValidator(_count_or_none)]
 Workers = Annotated[int | None, BeforeValidator(_auto(_workers))]
 Size = Annotated[int, BeforeValidator(_size)]
 AutoSize = Annotated[int | None, BeforeValidator(_auto(_size))]
 Duration = Annotated[float, BeforeValidator(_duration)]
+OptionalDuration = Annotated[float | None, BeforeValidator(_duration)]
 Grace = Annotated[float, BeforeValidator(_grace)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
+OptionalPattern = Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)]
+RestrictionSpecs = Annotated[tuple[str, ...], BeforeValidator(_restrictions)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]
 ModelsOrAll = Annotated[tuple[str, ...], BeforeValidator(_models_or_all)]
