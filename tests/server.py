@@ -120,10 +120,16 @@ class RoostServer:
         status: dict[str, Any] = json.loads(body)
         return status
 
+    def metrics(self) -> str:
+        """All metrics as they are written."""
+        code, body = self._get("admin", "/metrics")
+        assert code == 200
+        return body.decode()
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         total = 0.0
-        for family in text_string_to_metric_families(self._get("admin", "/metrics")[1].decode()):
+        for family in text_string_to_metric_families(self.metrics()):
             for sample in family.samples:
                 if sample.name == name and labels.items() <= sample.labels.items():
                     total += sample.value

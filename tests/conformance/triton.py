@@ -14,6 +14,7 @@ import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
 from google.protobuf.json_format import MessageToDict
+from tritonclient.utils import InferenceServerException
 
 from tests.server import RoostServer
 
@@ -24,6 +25,7 @@ MODULES: Mapping[str, ModuleType] = {
     "grpc.aio": tritonclient.grpc.aio,
 }
 HTTP = ("http", "http.aio")
+_CODES = {"400": "INVALID_ARGUMENT", "404": "NOT_FOUND", "409": "ALREADY_EXISTS", "501": "UNIMPLEMENTED"}
 
 
 class Triton:
@@ -33,6 +35,11 @@ class Triton:
         self.kind = kind
         self.module = MODULES[kind]
         self._client = client
+
+    @property
+    def raw(self) -> Any:
+        """tritonclient's own client."""
+        return self._client
 
     @property
     def is_http(self) -> bool:
@@ -64,6 +71,12 @@ class Triton:
         """The inputs of ``simple``."""
         arrays = (np.full((rows, 16), value, np.int32) for value in (a, b))
         return [self.input(f"INPUT{i}", array, "INT32", **options) for i, array in enumerate(arrays)]
+
+
+def code(error: InferenceServerException) -> str:
+    """The gRPC status of an error, or the one that its HTTP status stands for."""
+    status = str(error.status())
+    return _CODES.get(status, status.removeprefix("StatusCode."))
 
 
 @asynccontextmanager

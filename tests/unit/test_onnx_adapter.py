@@ -271,3 +271,17 @@ def test_reasons_are_sentences_without_sources(tmp_path: Path, op: str, shape: l
         run(model, x, from_array("shape", "INT64", np.array(shape)))
     for leak in ("::", ".h:", ".cc:", "onnxruntime", "ONNXRuntimeError", "const "):
         assert leak not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"intra_op_thread_count": "1024", "inter_op_thread_count": "2", "execution_mode": "1"},
+        {"intra_op_thread_count": "0", "execution_mode": "0"},
+        *({"graph_level": level} for level in ("off", "basic", "extended", "all")),
+    ],
+)
+def test_options_of_a_configuration(tmp_path: Path, options: dict[str, str]) -> None:
+    path = write_simple(tmp_path / "model.onnx")
+    model = OnnxRuntime().load(LoadSpec(str(path), str(path.parent), options=options))
+    assert to_array(run(model, *simple_inputs(3, 5))["OUTPUT0"]).tolist() == [[8] * 16]

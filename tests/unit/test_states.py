@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import cast
 
 import pytest
-from roost.router.catalog import Version
+from roost.router.models import Version
 from roost.router.revision import Instance, Revision
 from roost.router.states import (
     AVAILABILITY_TABLE,

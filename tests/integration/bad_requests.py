@@ -1,0 +1,157 @@
+"""How the tables of malformed requests are written: a call, the status it must get, and words of the message."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+import grpc.aio
+from yarl import URL
+
+from tests.server import DEADLINE_S, HOST, RoostServer
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+INFER = "/v2/models/simple/infer"
+REGION = "/v2/systemsharedmemory/region/r/register"
+SHM_KEY = f"bad-requests-{os.getpid()}"
+SHM_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client saw; ``status`` is None if the connection was closed without an answer."""
+
+    status: int | str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The connections to a server that calls are sent over."""
+
+    server: RoostServer
+    session: aiohttp.ClientSession
+    channel: grpc.aio.Channel
+
+
+class BadRequest(Protocol):
+    """One row of a table."""
+
+    @property
+    def status(self) -> int | str | None: ...
+
+    @property
+    def words(self) -> tuple[str, ...]: ...
+
+    async def send(self, wires: Wires) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Http:
+    """HTTP as it should be with something wrong in it; a ``body`` that is not bytes is sent as JSON."""
+
+    status: int
+    words: tuple[str, ...]
+    body: Any = b""
+    path: str = INFER
+    headers: Mapping[str, str] = field(default_factory=dict)
+    method: str = "POST"
+
+    async def send(self, wires: Wires) -> Outcome:
+        """Sends it and reads the error."""
+        data = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        # As it is written in the table: the library would tidy dots and percent signs up.
+        url = URL(f"http://{wires.server.http}{self.path}", encoded=True)
+        async with wires.session.request(self.method, url, data=data or None, headers=self.headers) as answer:
+            text = await answer.text()
+        if answer.status == 200:
+            return Outcome(200, text)
+        assert answer.content_type == "application/json", text
+        return Outcome(answer.status, json.loads(text)["error"] if text else "")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Bytes on a connection of their own; ``status`` None: it is closed, and nothing is said."""
+
+    status: int | None
+    words: tuple[str, ...]
+    data: bytes
+
+    async def send(self, wires: Wires) -> Outcome:
+        """Sends them as fast as they are taken and reads the one answer; nothing may follow it."""
+        reader, writer = await asyncio.open_connection(HOST, wires.server.ports["http"])
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                writer.write(self.data)
+                head = await reader.readuntil(b"\r\n\r\n")
+                lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                body = await reader.readexactly(int(lengths[0]))
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return Outcome(None, "")
+        finally:
+            writer.transport.abort()
+        return Outcome(int(head.split()[1]), json.loads(body)["error"])
+
+
+@dataclass(frozen=True)
+class Grpc:
+    """A gRPC call; a ``message`` may be any bytes."""
+
+    status: str
+    words: tuple[str, ...]
+    message: Any
+    method: str = "ModelInfer"
+
+    async def send(self, wires: Wires) -> Outcome:
+        """Sends it and reads the error."""
+        data = self.message if isinstance(self.message, bytes) else self.message.SerializeToString()
+        call = wires.channel.unary_unary(f"/inference.GRPCInferenceService/{self.method}")
+        try:
+            answer = await call(data, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            return Outcome(error.code().name, error.details() or "")
+        return Outcome("OK", repr(answer[:200]))
+
+
+@dataclass(frozen=True)
+class InRegion:
+    """A bad call about shared memory: there is an object that is registered as the region ``r`` unless it says else."""
+
+    bad: Http | Grpc
+    register: bool = True
+    truncate_to: int | None = None
+
+    @property
+    def status(self) -> int | str | None:
+        """The bad call's."""
+        return self.bad.status
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The bad call's."""
+        return self.bad.words
+
+    async def send(self, wires: Wires) -> Outcome:
+        """Makes and registers the object, cuts it off, sends the bad call, and forgets everything."""
+        path = Path("/dev/shm") / SHM_KEY
+        path.write_bytes(bytes(SHM_BYTES))
+        try:
+            if self.register:
+                body = {"key": f"/{SHM_KEY}", "byte_size": SHM_BYTES}
+                assert (await Http(200, (), body, REGION).send(wires)).status == 200
+            if self.truncate_to is not None:
+                os.truncate(path, self.truncate_to)
+            return await self.bad.send(wires)
+        finally:
+            path.unlink()
+            await Http(200, (), path="/v2/systemsharedmemory/unregister").send(wires)
