@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from roost.core.errors import (
     AlreadyExists,
-    FailedPrecondition,
     Internal,
     InvalidArgument,
     Limit,
     NotFound,
+    PollFailed,
     Unavailable,
     Unimplemented,
 )
@@ -246,13 +246,15 @@ class FakeDataPlane:
             self.cancelled.set()
             raise
 
-    async def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+    async def repository_index(self, ready: bool = False, name: str = "") -> list[IndexEntry]:
         entries = [IndexEntry("simple", "1", "READY")]
-        return entries if ready else [*entries, IndexEntry("cold"), IndexEntry("bad", "1", "UNAVAILABLE", "unloaded")]
+        if not ready:
+            entries += [IndexEntry("cold"), IndexEntry("bad", "1", "UNAVAILABLE", "unloaded")]
+        return [entry for entry in entries if name in ("", entry.name)]
 
     async def load_model(self, name: str, parameters: RepositoryParameters) -> None:
         if name == "nope":
-            raise FailedPrecondition("failed to load 'nope', failed to poll from model repository")
+            raise PollFailed("failed to load 'nope', failed to poll from model repository")
         if "foo" in parameters:
             raise InvalidArgument("unrecognized load parameter 'foo'.")
         self.calls.append(("load", name, parameters))

@@ -30,6 +30,13 @@ def infer(
     return message
 
 
+def renamed(name: str) -> pb.ModelInferRequest:
+    """A request whose second input is called something else."""
+    message = infer()
+    message.inputs[1].name = name
+    return message
+
+
 def typed(field: str, values: Sequence[Any], *, with_raws: bool = False) -> pb.ModelInferRequest:
     """A request whose inputs are in typed contents."""
     message = infer(raws=(bytes(64), bytes(64)) if with_raws else None)
@@ -86,6 +93,11 @@ CALLS: dict[str, BadRequest] = {
     "unknown model": Grpc(MISSING, ("'nope'",), infer(model="nope")),
     "name of 256 characters": Grpc(MISSING, (), infer(model="a" * 256)),
     "name that leads elsewhere": Grpc(MISSING, (), infer(model="../../etc/passwd")),
+    "input unknown": Grpc(BAD, ("unexpected inference input 'NOPE'", "'simple'"), renamed("NOPE")),
+    "input twice": Grpc(BAD, ("'INPUT0'", "already exists"), renamed("INPUT0")),
+    "input without a name": Grpc(BAD, (), renamed("")),
+    "version that leads elsewhere": Grpc(MISSING, (), infer(version="../1")),
+    "version of 256 digits": Grpc(MISSING, (), infer(version="9" * 256)),
     "version a text": Grpc(MISSING, ("version", "x"), infer(version="x")),
     "version negative": Grpc(MISSING, ("version", "-1"), infer(version="-1")),
     "version over 64 bits": Grpc(MISSING, ("version",), infer(version=str(2**64))),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import orjson
 import pytest
@@ -51,6 +52,38 @@ async def test_status(server: TestServer, client: ClientSession) -> None:
         body = orjson.loads(await response.read())
     assert body["workers"][0]["instances"][0]["model"] == "magika"
     assert body["devices"] == [{"name": "cpu", "budget_bytes": 2**30, "used_bytes": 2**29, "reserved_bytes": 0}]
+
+
+class Gate:
+    """Metrics whose scrapes wait until a test lets them go on."""
+
+    def __init__(self) -> None:
+        self.scrapes = 0
+        self.go = asyncio.Event()
+
+    async def render(self) -> AsyncGenerator[bytes, None]:
+        self.scrapes += 1
+        await self.go.wait()
+        yield b"x 1\n"
+
+
+async def test_scrapes_are_bounded(client: ClientSession) -> None:
+    gate = Gate()
+    async with TestServer(build_metrics_app(cast(Metrics, gate))) as server:
+
+        async def scrape() -> int:
+            async with client.get(server.make_url("/metrics")) as response:
+                await response.read()
+                return response.status
+
+        async with asyncio.TaskGroup() as group:
+            scrapes = [group.create_task(scrape()) for _ in range(8)]
+            while gate.scrapes < 8:  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.001)
+            assert await scrape() == 503
+            gate.go.set()
+        assert [task.result() for task in scrapes] == [200] * 8
+        assert await scrape() == 200
 
 
 async def test_docs_allow_nothing_from_elsewhere(server: TestServer, client: ClientSession) -> None:

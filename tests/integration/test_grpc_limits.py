@@ -69,6 +69,17 @@ async def test_the_calls_own_deadline_counts_and_ends_the_request(
     assert 0 < context.deadline - context.received < 0.5
 
 
+async def test_who_answers_no_pings_is_cut_off_after_the_keepalive_timeout(plane: FakeDataPlane) -> None:
+    limits = GrpcLimits(keepalive_time_s=0.1, keepalive_timeout_s=0.1, keepalive_permit_without_calls=True)
+    async with serving(plane, limits) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")  # and empty settings
+        async with asyncio.timeout(10):
+            sent = await reader.read(-1)  # to its end
+        writer.close()
+    assert b"ping_timeout" in sent
+
+
 async def test_deadline_without_any_wish_is_the_servers(
     plane: FakeDataPlane, served: tuple[int, grpc.aio.Channel]
 ) -> None:

@@ -21,7 +21,7 @@ from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_server import build_grpc_server
 from tritonclient.utils import InferenceServerException
 
-from tests.integration.grpc_place import STREAM, infer_bytes, serving, status_of
+from tests.integration.grpc_place import MIB, STREAM, infer_bytes, serving, status_of
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane, echo
 
 FINAL = "triton_final_response"
@@ -335,6 +335,21 @@ async def test_a_request_over_the_byte_budget_is_refused_alone() -> None:
 
 
 # -- the server's end -----------------------------------------------------------------------------------------------
+
+
+async def test_a_message_over_the_limit_ends_the_stream_and_leaves_no_traceback(
+    plane: FakeDataPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(plane, GrpcLimits(max_message_bytes=MIB)) as (_, channel):
+        for _ in range(30):  # whether the core or the handler ends first differs
+            call = channel.stream_stream(STREAM)()
+            await call.write(infer_bytes(b"a"))
+            assert seen(await next_of(call))[1] == [b"a"]
+            await call.write(infer_bytes(bytes(2 * MIB)))
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "larger than max" in await call.details()
+    assert plane.bodies.used_bytes == 0
+    assert not [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_stopping_answers_what_was_received_and_ends_silent_streams(plane: FakeDataPlane) -> None:

@@ -318,6 +318,9 @@ async def test_statuses_of_triton() -> None:
         assert (await served.json("GET", "/v2/models/nope/stats"))[0] == 400
         assert (await served.json("GET", "/v2/models/nope/trace/setting"))[0] == 400
         assert (await served.json("POST", "/v2/logging", {"log_format": "x"}))[0] == 503
+        load = "/v2/repository/models/{}/load"
+        assert (await served.json("POST", load.format("nope")))[0] == 500
+        assert (await served.json("POST", load.format("simple"), {"parameters": {"foo": "x"}}))[0] == 500
         served.plane.shared_memory.objects["/key"] = bytearray(8)
         body = {"key": "/key", "byte_size": 8}
         register = "/v2/systemsharedmemory/region/r/register"

@@ -185,9 +185,9 @@ class FakeDataPlane:
         self.log |= updates
         return self.log
 
-    async def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+    async def repository_index(self, ready: bool = False, name: str = "") -> list[IndexEntry]:
         entries = [IndexEntry(MODEL, "1", "READY"), IndexEntry("broken", "1", "UNAVAILABLE", "not an ONNX file")]
-        return entries[:1] if ready else entries
+        return [entry for entry in (entries[:1] if ready else entries) if name in ("", entry.name)]
 
     async def load_model(self, name: str, parameters: RepositoryParameters) -> None:
         self._check(name)

@@ -25,8 +25,8 @@ from roost.core.tensors import Signature, Tensor, TensorSpec
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
+from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.policy import ModelPolicy
-from roost.registry_client.repository import ModelFolder
 from roost.router.catalog import Catalog
 from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
@@ -470,7 +470,7 @@ class Bed:
         """Nothing of what was asked is left anywhere, and the books agree with what is loaded."""
         await settle()
         assert all(pending.future.done() for pending in self.sent)
-        assert (self.mesh.queued, self.mesh.queued_bytes) == (0, 0)
+        assert (self.mesh.queues.requests, self.mesh.queues.bytes) == (0, 0)
         assert not self.farm.jobs
         assert not self.farm.calls
         for worker in self.mesh.workers:

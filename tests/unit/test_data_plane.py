@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import time
-from collections.abc import AsyncGenerator
+import weakref
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -51,8 +54,10 @@ class EchoRouter:
         for index in range(times):
             outputs = [Tensor("OUT", t.datatype, t.shape, t.data) for t in request.inputs]
             yield InferResponse(request.model_name, "1", outputs, request.id, final=index == times - 1)
-        if "fail" in request.parameters:
-            raise Internal("the model failed")
+        if "fail" in request.parameters:  # as the mesh does it
+            outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            outcome.set_exception(Internal("the model failed"))
+            await outcome
         if "bug" in request.parameters:
             raise RuntimeError("a bug")
 
@@ -85,7 +90,7 @@ class Place:
 
 
 def request(
-    inputs: dict[str, RegionSlice | bytes], out: RegionSlice | None = None, **parameters: bool | int
+    inputs: Mapping[str, RegionSlice | bytes | memoryview], out: RegionSlice | None = None, **parameters: bool | int
 ) -> InferRequest:
     regions = {name: value for name, value in inputs.items() if isinstance(value, RegionSlice)}
     tensors = []
@@ -134,7 +139,11 @@ async def test_inputs_in_regions_beside_others(tmp_path: Path) -> None:
     ],
 )
 async def test_what_is_wrong_with_regions(
-    tmp_path: Path, inputs: dict[str, RegionSlice | bytes], out: RegionSlice | None, error: type[RoostError], gist: str
+    tmp_path: Path,
+    inputs: Mapping[str, RegionSlice | bytes | memoryview],
+    out: RegionSlice | None,
+    error: type[RoostError],
+    gist: str,
 ) -> None:
     place = Place(tmp_path)
     with (tmp_path / "huge").open("wb") as file:
@@ -225,3 +234,30 @@ async def test_parameters_of_loads_and_unloads(
 ) -> None:
     with pytest.raises(InvalidArgument, match=gist):
         await getattr(Place(tmp_path).plane, call)("m", parameters)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_failed_request_keeps_no_tensors(tmp_path: Path, streamed: bool) -> None:
+    """Not even until the garbage collector comes by."""
+    place = Place(tmp_path)
+
+    async def fail() -> weakref.ref[memoryview]:
+        data = memoryview(b"abc")
+        asked = request({"IN": data}, times=0, fail=True)
+        with contextlib.suppress(Internal):
+            if streamed:
+                async with aclosing(place.plane.infer_stream(asked)) as responses:
+                    await anext(responses)
+            else:
+                await place.plane.infer(asked)
+        return weakref.ref(data)
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = await fail()
+        await asyncio.sleep(0)
+        assert kept() is None
+    finally:
+        gc.enable()
+    assert place.codes == [Code.INTERNAL]

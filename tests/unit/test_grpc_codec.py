@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import math
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -14,7 +15,16 @@ import pytest
 from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.core.errors import Code, InvalidArgument, ResourceExhausted, RoostError, error_of
+from roost.core.errors import (
+    Code,
+    InvalidArgument,
+    LoadFailed,
+    PollFailed,
+    RegionTooSmall,
+    ResourceExhausted,
+    RoostError,
+    error_of,
+)
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
 from roost.core.requests import InferRequest, InferResponse, RegionSlice
 from roost.core.tensors import DATATYPES, ParameterValue, Tensor, TensorSpec, pack_bytes, to_array
@@ -272,6 +282,12 @@ def test_conflicts_of_tensors_are_refused() -> None:
     for _ in range(2):
         shared(twice.inputs.add(name="X", datatype="UINT8", shape=[2]), region="r", byte_size=2)
     assert "already exists" in refusal(twice)
+    many = pb.ModelInferRequest()
+    for index in [*range(20_000), 19_999]:
+        many.outputs.add(name=f"Y{index}")
+    began = time.process_time()
+    assert "output 'Y19999' already exists" in refusal(many)
+    assert time.process_time() - began < 2  # 5 s if each name is looked for among all
     for field, value in (("int64_param", 0), ("int64_param", -1), ("string_param", "2")):
         message = with_raws(b"ab")
         setattr(message.outputs.add(name="Y").parameters["classification"], field, value)
@@ -490,6 +506,12 @@ def test_tritons_statuses_are_total() -> None:
     unknown = error_of(Code.NOT_FOUND, "x")
     assert status_of(unknown, "ModelInfer", compat_triton=True) is StatusCode.NOT_FOUND
     assert status_of(unknown, "ModelStatistics", compat_triton=True) is StatusCode.INVALID_ARGUMENT
+    for error, status in ((PollFailed("x"), StatusCode.INTERNAL), (LoadFailed("x"), StatusCode.INVALID_ARGUMENT)):
+        assert status_of(error, "RepositoryModelLoad") is StatusCode.FAILED_PRECONDITION
+        assert status_of(error, "RepositoryModelLoad", compat_triton=True) is status
+    small = RegionTooSmall("x")
+    assert status_of(small, "ModelInfer") is StatusCode.INVALID_ARGUMENT
+    assert status_of(small, "ModelInfer", compat_triton=True) is StatusCode.INTERNAL
 
 
 def test_details_are_bounded_and_always_text() -> None:

@@ -320,7 +320,7 @@ async def test_the_deadline_comes_while_it_waits_loads_or_runs() -> None:
         wheres = [error.message.split("while ")[1] for error in errors if error is not None]
         assert wheres == ["it waited", "its model was loading", "it was running"]
         assert on.job(a).cancelled
-        assert on.mesh.queued == 0
+        assert on.mesh.queues.requests == 0
         on.answer_all()
         on.call(b).succeed()
 
@@ -359,7 +359,7 @@ async def test_a_full_queue_refuses_by_bytes_over_all_models() -> None:
         with pytest.raises(ResourceExhausted):
             on.submit(b, data=bytes(41))
         pendings.append(on.submit(b, data=bytes(40)))
-        assert on.mesh.queued_bytes == 100
+        assert on.mesh.queues.bytes == 100
         for _ in pendings:
             await settle()
             on.answer_all()
@@ -607,6 +607,22 @@ async def test_an_unload_that_fails_or_never_ends_costs_the_worker() -> None:
             assert worker_of(b).epoch == epoch + 1
 
 
+@virtual
+async def test_a_load_that_is_undone_without_end_costs_the_worker() -> None:
+    async with bed(100) as on:
+        a, b = on.model("a", 100), on.model("b", 100)
+        a.description.config.input.add(name="other", data_type=6, dims=[1])
+        on.farm.on_call = lambda call: Farm.held(call) if call.type is FrameType.UNLOAD else Farm.soon(call)
+        error = await outcome_of(on.submit(a).future)
+        assert error is not None
+        assert "other" in error.message
+        pending = on.submit(b)
+        await asyncio.sleep(1)
+        on.answer_all()
+        await pending.future
+        assert worker_of(b).epoch == 2
+
+
 # Retired revisions
 
 
@@ -653,6 +669,23 @@ async def test_a_revision_that_is_retired_while_it_loads_does_not_stay(through: 
         on.answer_all()
         await settle()
         assert on.farm.models() == []
+
+
+@virtual
+async def test_a_load_that_was_given_up_takes_no_turn() -> None:
+    async with bed(load_concurrency=1) as on:
+        on.farm.on_call = Farm.loads_held
+        a, b, c = (on.model(name, 10) for name in "abc")
+        calls = [asyncio.create_task(on.mesh.loader.bring(model)) for model in (a, b, c)]
+        await settle()
+        calls[1].cancel()
+        on.mesh.retire(b)
+        await settle()
+        on.call(a).succeed()
+        await settle()
+        on.call(c).succeed()
+        await calls[2]
+        assert on.farm.loads_done == ["a", "c"]
 
 
 # Lost workers

@@ -154,8 +154,8 @@ class Script:
         assert on.ledger.used_bytes <= BUDGET
         on.farm.check_memory()
         queued = [pending for revision in on.revisions for pending in revision.queue]
-        assert on.mesh.queued == len(queued)
-        assert on.mesh.queued_bytes == sum(pending.nbytes for pending in queued)
+        assert on.mesh.queues.requests == len(queued)
+        assert on.mesh.queues.bytes == sum(pending.nbytes for pending in queued)
         assert len(set(queued)) == len(queued)
         assert not [pending for pending in queued if pending.future.done()]
         for worker in on.mesh.workers:

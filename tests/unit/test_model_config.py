@@ -397,7 +397,7 @@ class TestSignatures:
             ('output { name: "w" }', "output 'w' is in the config, but not in the model; its outputs: 'y', 'z'"),
             (
                 'input { name: "x" data_type: TYPE_INT64 }',
-                "input 'x': the config says TYPE_INT64, the model has TYPE_FP32",
+                "input 'x': the config says data_type TYPE_INT64, the model has TYPE_FP32",
             ),
             ('input { name: "x" dims: [ -1, 4 ] }', r"input 'x': the config says dims \[-1, 4\], .* shape \[-1, 3\]"),
             ('input { name: "x" dims: [ -1, -1 ] }', r"dims \[-1, -1\], the model has shape \[-1, 3\]"),

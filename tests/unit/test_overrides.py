@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from roost.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.overrides import OverrideFolders, Overrides, read_overrides
-from roost.registry_client.repository import ModelFolder
 
 CONFIG = "{}"
 

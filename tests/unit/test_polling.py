@@ -60,7 +60,7 @@ class Site:
     async def publish(self, name: str) -> Path:
         """The same for a model that is known from then on."""
         path = self.write(name)
-        await self.polling.look()
+        await self.look(1)
         return path
 
     def configure(self, name: str, text: str) -> None:
@@ -76,10 +76,16 @@ class Site:
 
     async def look(self, times: int = 2) -> None:
         """A look at everything, and the looks behind it until all is settled."""
-        await self.polling.look()
+        async with asyncio.TaskGroup() as updates:
+            await self.polling.look(updates)
         for _ in range(times - 1):
-            await self.polling.look_again()
+            await self.look_again()
         await settle()
+
+    async def look_again(self) -> None:
+        """A look at what differed the last time, and what comes of it."""
+        async with asyncio.TaskGroup() as updates:
+            await self.polling.look_again(updates)
 
     def loaded(self) -> list[str]:
         """The files of the models that are loaded, relative to the repository."""
@@ -256,6 +262,61 @@ async def test_a_broken_model_is_served_once_it_is_mended(tmp_path: Path) -> Non
         assert (await on.infer("a")).model_version == "1"
 
 
+@virtual
+async def test_a_request_that_finds_a_model_mended_during_a_look_leaves_nothing_loaded_behind(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        await on.publish("a")
+        on.configure("a", "nonsense")
+        with pytest.raises(Unavailable):
+            await on.infer("a")
+        on.configure("a", "")
+        await asyncio.sleep(2)
+        asked = asyncio.create_task(on.infer("a"))
+        looking = asyncio.create_task(on.control.refresh("a"))
+        await asyncio.gather(asked, looking)
+        await settle()
+        present = on.catalog.present("a")
+        assert present is not None
+        assert len(on.loaded()) == len(present.versions["1"].revision.instances)
+
+
+@virtual
+async def test_a_model_that_goes_while_its_folder_is_read_is_not_known(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        await on.publish("a")
+        asked = asyncio.create_task(on.infer("a"))
+        await asyncio.sleep(0)
+        await on.control.remove("a")
+        with pytest.raises(NotFound):
+            await asked
+        assert on.catalog.names() == []
+
+
+@virtual
+async def test_to_list_one_model_no_other_is_opened(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        for name in ("a", "b"):
+            await on.publish(name)
+        on.configure("a", "nonsense")
+        (entry,) = await on.catalog.index(ready=False, name="a")
+        assert (entry.name, entry.state) == ("a", "UNAVAILABLE")
+        assert on.catalog.present("b") is None
+        assert await on.catalog.index(ready=False, name="c") == []
+
+
+@virtual
+async def test_a_name_in_two_repositories_is_not_served_until_one_of_them_is_gone(tmp_path: Path) -> None:
+    repositories = [LocalRepository(_made(tmp_path / name)) for name in ("r", "s")]
+    for repository in repositories:
+        (repository.path / "a" / "1").mkdir(parents=True)
+        (repository.path / "a" / "1" / "model.dummy").touch()
+    catalog = Catalog(repositories, MemoryStore(), InlineExecutor(), explicit=True)
+    await catalog.scan()
+    assert "more than one repository" in str((await catalog.reopen("a")).error)
+    (repositories[0].path / "a").rename(tmp_path / "a")
+    assert list((await catalog.reopen("a")).versions) == ["1"]
+
+
 @pytest.mark.parametrize(
     ("change", "loads"),
     [
@@ -306,12 +367,12 @@ async def test_files_that_are_being_written_are_waited_for(tmp_path: Path) -> No
         await on.infer("a")
         growing = on.root / "a" / "2" / "model.dummy"
         growing.parent.mkdir()
-        await on.polling.look()
+        await on.look(1)
         for size in range(1, 5):
             growing.write_bytes(bytes(size))
-            await on.polling.look_again()
+            await on.look_again()
         assert (await on.infer("a")).model_version == "1"
-        await on.polling.look_again()
+        await on.look_again()
         assert (await on.infer("a")).model_version == "2"
 
 
@@ -342,6 +403,26 @@ async def test_the_loop_looks_at_its_interval_and_survives_what_goes_wrong(tmp_p
         assert (await on.infer("a")).model_version == "1"
         await asyncio.sleep(4)
         assert (await on.infer("a")).model_version == "2"
+        running.cancel()
+
+
+@virtual
+async def test_a_slow_load_holds_up_no_other_change(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        await on.publish("a")
+        await on.infer("a")
+        running = asyncio.create_task(on.polling.run())
+        on.farm.on_call = Farm.loads_held
+        on.write("a", content="2")
+        await asyncio.sleep(20)
+        (call,) = on.farm.calls
+        on.farm.on_call = on.farm.soon
+        on.write("b")
+        await asyncio.sleep(20)
+        assert (await on.infer("b")).model_version == "1"
+        assert on.farm.calls == [call]  # what is under way is not begun again
+        call.succeed()
+        await settle()
         running.cancel()
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
-from roost.registry_client.repository import LocalRepository, ModelFolder, is_version
+from roost.registry_client.model_folder import ModelFolder, is_version
+from roost.registry_client.repository import LocalRepository
 
 
 class NoCache:

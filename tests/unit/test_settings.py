@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -241,10 +242,14 @@ def test_the_printed_configuration_reads_back_to_the_same(folder: Path) -> None:
     assert polling.poll_interval_s == 15
 
 
+@cache
+def _any_config() -> ServeConfig:
+    return read_command(["--model-repository", "/"], {"HOME": "/"}, MACHINE).config
+
+
 @given(size_bytes=st.integers(1, 2**60), duration_s=st.floats(1e-6, 1e6).map(lambda value: round(value, 6)))
 def test_printed_sizes_and_durations_lose_nothing(size_bytes: int, duration_s: float) -> None:
-    config = read_command(["--model-repository", "/"], {"HOME": "/"}, MACHINE).config
-    config = replace(config, memory_budget_bytes=size_bytes, request_timeout_s=duration_s)
+    config = replace(_any_config(), memory_budget_bytes=size_bytes, request_timeout_s=duration_s)
     printed = yaml.safe_load(effective_yaml(config))
     read = Settings(memory_budget=printed["memory_budget"], request_timeout=printed["request_timeout"])
     assert read.memory_budget == size_bytes

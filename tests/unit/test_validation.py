@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
 from roost.core.requests import InferRequest, RequestContext, RequestedOutput
-from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, pack_bytes
+from roost.core.tensors import DATATYPES, SLICE_ELEMENTS, Signature, Tensor, TensorSpec, pack_bytes
 from roost.router.validation import Contract, rows_of
 
 SIMPLE = Signature(
@@ -125,6 +125,24 @@ def test_a_bool_is_zero_or_one() -> None:
     assert "input 'x' for model 'm' is BOOL" in message
 
 
+@pytest.mark.parametrize(
+    ("expected", "got", "told"),
+    [
+        ((-1, 3), (3,), True),
+        ((1, -1), (3,), True),
+        ((1,), (), True),
+        ((2, 3), (3,), False),
+        ((-1, 3), (4,), False),
+        ((-1, 3), (1, 4), False),
+        ((), (1,), False),
+    ],
+)
+def test_who_forgets_the_batch_dimension_is_told(expected: tuple[int, ...], got: tuple[int, ...], told: bool) -> None:
+    signature = Signature((TensorSpec("x", "FP32", expected),), ())
+    message = refusal(signature, request(tensor("x", "FP32", got)))
+    assert ("The first dimension, of the batch, is missing" in message) is told
+
+
 def test_batches_up_to_the_limit_pass_and_are_counted() -> None:
     contract = Contract("m", BATCHED, 8)
     for rows in (1, 8):
@@ -139,7 +157,7 @@ def test_batches_up_to_the_limit_pass_and_are_counted() -> None:
     ("data", "said"),
     [
         (pack_bytes([b"x"]), "expected 2 string elements for inference input 's' for model 'm', got 1"),
-        (pack_bytes([b"x"] * 3), "more than the expected 2"),
+        (pack_bytes([b"x"] * 3), "unexpected number of string elements 3, expecting 2"),
         (struct.pack("<I", 9) + b"abc", "announces 9 bytes, but only 3"),
         (b"\1\0", "incomplete string length indicator"),
         (b"", "got 0"),
@@ -154,6 +172,30 @@ def test_bad_strings(data: bytes, said: str) -> None:
 
 def test_strings_pass() -> None:
     Contract("m", TEXT, 0).check(request(Tensor("s", "BYTES", (2,), pack_bytes([b"", b"abc"]))))
+
+
+def test_millions_of_strings_are_looked_at_in_steps() -> None:
+    count = 3 * SLICE_ELEMENTS
+    contract = Contract("m", TEXT, 0)
+    assert len(list(contract.checking(request(Tensor("s", "BYTES", (count,), bytes(4 * count)))))) == 3
+    assert not list(contract.checking(request(Tensor("s", "BYTES", (1,), bytes(4)))))
+    said = refusal(TEXT, request(Tensor("s", "BYTES", (count,), bytes(4 * count + 4))))
+    assert f"{count + 1}, expecting {count}" in said
+    said = refusal(TEXT, request(Tensor("s", "BYTES", (count,), bytes(4 * count - 4))))
+    assert f"expected {count} string elements for inference input 's' for model 'm', got {count - 1}" in said
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({f"p{i}": 1 for i in range(1001)}, "1001 parameters are over the limit of 1000"),
+        ({"p": "\xe9" * (1 << 20)}, "send large values as tensors"),
+    ],
+)
+def test_parameters_are_few_and_small(parameters: dict[str, int | str], said: str) -> None:
+    asked = request(A, B)
+    asked.parameters = parameters
+    assert said in refusal(SIMPLE, asked)
 
 
 def test_an_optional_input_may_be_left_out_or_given_and_a_needed_one_not() -> None:

@@ -4,9 +4,12 @@ The tree::
 
     RoostError
     ├── InvalidArgument
+    │   └── RegionTooSmall
     ├── NotFound
     ├── AlreadyExists
     ├── FailedPrecondition
+    │   ├── PollFailed
+    │   └── LoadFailed
     ├── ResourceExhausted
     ├── Unavailable
     ├── DeadlineExceeded
@@ -89,6 +92,10 @@ class InvalidArgument(RoostError):
     code = Code.INVALID_ARGUMENT
 
 
+class RegionTooSmall(InvalidArgument):
+    """An output does not fit into the memory that its client has for it."""
+
+
 class NotFound(RoostError):
     """There is no such model, version or resource."""
 
@@ -105,6 +112,14 @@ class FailedPrecondition(RoostError):
     """The server is not in the state that the call needs."""
 
     code = Code.FAILED_PRECONDITION
+
+
+class PollFailed(FailedPrecondition):
+    """The repository has no such model, or its files describe none."""
+
+
+class LoadFailed(FailedPrecondition):
+    """A version of a model was found and can't be loaded."""
 
 
 class ResourceExhausted(RoostError):

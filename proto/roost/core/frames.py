@@ -36,7 +36,6 @@ MORE_FOLLOW = 1
 """Flag of a RESPONSE that is not the last one: a router without memory for its payload has to know that, too."""
 
 _U16 = struct.Struct("<H")
-_U32 = struct.Struct("<I")
 _RUN = struct.Struct("<QqIQI")
 _RESPONSE = struct.Struct("<IB3x6q")
 _TENSOR = struct.Struct("<BBB")

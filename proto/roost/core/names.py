@@ -28,6 +28,11 @@ def is_name(text: str) -> bool:
     return _NAME.match(text) is not None
 
 
+def shorten(text: str, most: int = 80) -> str:
+    """A text of somebody else's as messages may carry it: not too long."""
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def check_name(text: str, what: str = "model name") -> str:
     """Returns the text if it is a valid name.
 
@@ -35,9 +40,8 @@ def check_name(text: str, what: str = "model name") -> str:
         InvalidArgument: If it is not.
     """
     if not is_name(text):
-        shown = text if len(text) <= 80 else text[:80] + "..."
         raise InvalidArgument(
-            f"invalid {what} {shown!r}: use letters, digits, '.', '_' and '-', start with a letter or digit, "
+            f"invalid {what} {shorten(text)!r}: use letters, digits, '.', '_' and '-', start with a letter or digit, "
             "at most 128 characters"
         )
     return text

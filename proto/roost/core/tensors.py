@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +24,8 @@ Parameters: TypeAlias = Mapping[str, ParameterValue]
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 32
 MAX_ELEMENTS = 2**48
+SLICE_ELEMENTS = 2048
+"""About a millisecond of taking BYTES elements apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +178,18 @@ def unpack_bytes(data: Buffer, limit: int | None = None) -> list[bytes]:
     Raises:
         InvalidArgument: If a length or an element is cut short, or there are more than ``limit`` elements.
     """
+    elements: list[bytes] = []
+    for piece in unpack_slices(data, limit):
+        elements += piece
+    return elements
+
+
+def unpack_slices(data: Buffer, limit: int | None = None) -> Iterator[list[bytes]]:
+    """The same by ``SLICE_ELEMENTS``, for who has other work to do meanwhile."""
     view = memoryview(data)
     size = len(view)
     elements: list[bytes] = []
+    room = math.inf if limit is None else limit
     position = 0
     while position < size:
         if size - position < _LENGTH.size:
@@ -187,11 +198,15 @@ def unpack_bytes(data: Buffer, limit: int | None = None) -> list[bytes]:
         position += _LENGTH.size
         if size - position < length:
             raise InvalidArgument(f"a BYTES element announces {length} bytes, but only {size - position} are left")
-        if limit is not None and len(elements) >= limit:
-            raise InvalidArgument(f"unexpected number of string elements: more than the expected {limit}")
+        if len(elements) >= room and limit is not None:
+            raise InvalidArgument(f"unexpected number of string elements {limit + 1}, expecting {limit}")
         elements.append(bytes(view[position : position + length]))
         position += length
-    return elements
+        if len(elements) == SLICE_ELEMENTS:
+            yield elements
+            room -= SLICE_ELEMENTS
+            elements = []
+    yield elements
 
 
 def to_array(tensor: Tensor) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from posixpath import splitext
 
 from roost.core.errors import InvalidArgument
+from roost.core.names import shorten
 
 KNOWN_BACKENDS: Mapping[str, str] = {"onnxruntime": "model.onnx", "dummy": "model.dummy"}
 """Default name of the model file by backend."""
@@ -72,18 +73,14 @@ def resolve_backend(backend: str, platform: str, file_name: str, detected: str =
         InvalidArgument: If backend or platform are unknown, or contradict each other.
     """
     if backend and backend not in KNOWN_BACKENDS:
-        raise InvalidArgument(f"backend '{_shown(backend)}' is not supported; known backends: {known_backends()}")
+        raise InvalidArgument(f"backend '{shorten(backend)}' is not supported; known backends: {known_backends()}")
     if not platform:
         return backend or backend_of_file(file_name) or detected or DEFAULT_BACKEND
     # Some repositories write the backend's name as the platform.
     of_platform = _BACKEND_OF_PLATFORM.get(platform, platform if platform in KNOWN_BACKENDS else "")
     if not of_platform:
         platforms = ", ".join(sorted(_BACKEND_OF_PLATFORM))
-        raise InvalidArgument(f"platform '{_shown(platform)}' is not supported; known platforms: {platforms}")
+        raise InvalidArgument(f"platform '{shorten(platform)}' is not supported; known platforms: {platforms}")
     if backend and backend != of_platform:
-        raise InvalidArgument(f"backend '{backend}' contradicts platform '{_shown(platform)}'")
+        raise InvalidArgument(f"backend '{backend}' contradicts platform '{shorten(platform)}'")
     return of_platform
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "..."

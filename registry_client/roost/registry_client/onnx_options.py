@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from roost.core.errors import InvalidArgument
+from roost.core.names import shorten
 from roost.proto import model_config_pb2 as mc
 
 MAX_THREADS = 1024
@@ -24,8 +25,7 @@ def onnx_options(config: mc.ModelConfig) -> dict[str, str]:
             value = config.parameters[name].string_value.strip()
             reason = check(value)
             if reason:
-                shown = value if len(value) <= 80 else value[:80] + "..."
-                raise InvalidArgument(f"parameter '{name}': '{shown}' is not {reason}")
+                raise InvalidArgument(f"parameter '{name}': '{shorten(value)}' is not {reason}")
             options[name] = value
     if config.optimization.HasField("graph"):
         options["graph_level"] = _LEVELS.get(config.optimization.graph.level, "all")

@@ -21,7 +21,7 @@ from roost.core.errors import FailedPrecondition, InvalidArgument, ResourceExhau
 from roost.registry_client.backends import backend_of_file
 from roost.registry_client.digest import CONFIG_FILES, MAX_DEPTH
 from roost.registry_client.files import is_plain_file_name, reason, shown
-from roost.registry_client.repository import ModelFolder, is_version
+from roost.registry_client.model_folder import ModelFolder, is_version
 
 FILE_PREFIX = "file:"
 MAX_PATH_CHARACTERS = 256
@@ -133,13 +133,9 @@ class OverrideFolders:
             raise
         return ModelFolder(name, folder)
 
-    def holds(self, folder: ModelFolder) -> bool:
-        """Whether a load call brought the folder."""
-        return folder.path.parent == self._path
-
     def remove(self, folder: ModelFolder) -> None:
         """Removes a folder; one that is gone, or that no load call brought, is fine."""
-        if self.holds(folder):
+        if folder.path.parent == self._path:
             self._remove(folder.path)
 
     def _take(self, size_bytes: int) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from roost.core.errors import InvalidArgument
-from roost.core.names import is_name
+from roost.core.names import is_name, shorten
 from roost.core.units import parse_bytes
 
 PREFIX = "roost."
@@ -53,7 +53,7 @@ class ModelPolicy:
             name = key.removeprefix(PREFIX)
             if name not in _READERS:
                 known = ", ".join(PREFIX + known for known in _READERS)
-                raise InvalidArgument(f"unknown parameter '{_shown(key)}'; known ones: {known}")
+                raise InvalidArgument(f"unknown parameter '{shorten(key)}'; known ones: {known}")
             try:
                 values[name] = _READERS[name](parameters[key].strip())
             except ValueError as error:
@@ -70,16 +70,16 @@ def _read_memory(text: str) -> int:
     try:
         size = parse_bytes(text)
     except ValueError:
-        raise ValueError(f"'{_shown(text)}' is not a size such as 512MiB or 4096") from None
+        raise ValueError(f"'{shorten(text)}' is not a size such as 512MiB or 4096") from None
     if not 0 < size <= _MAX_MEMORY_BYTES:
-        raise ValueError(f"'{_shown(text)}' is not between 1 byte and 1024 TiB")
+        raise ValueError(f"'{shorten(text)}' is not between 1 byte and 1024 TiB")
     return size
 
 
 def _read_pin(text: str) -> bool:
     word = text.lower()
     if word not in ("true", "false", "1", "0"):
-        raise ValueError(f"'{_shown(text)}' is not true or false")
+        raise ValueError(f"'{shorten(text)}' is not true or false")
     return word in ("true", "1")
 
 
@@ -89,7 +89,7 @@ def _integer_reader(low: int, high: int) -> Callable[[str], int]:
         # int() also takes blanks, underscores and digits of other scripts, which are mistakes here.
         plain = digits.isascii() and digits.isdigit() and len(digits) <= 9
         if not plain or not low <= int(text) <= high:
-            raise ValueError(f"'{_shown(text)}' is not an integer from {low} to {high}")
+            raise ValueError(f"'{shorten(text)}' is not an integer from {low} to {high}")
         return int(text)
 
     return read
@@ -100,7 +100,7 @@ def _read_labels(text: str) -> dict[str, str]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = (part.strip() for part in item.partition("="))
         if not separator or not is_name(key):
-            raise ValueError(f"'{_shown(item)}' is not of the form name=value")
+            raise ValueError(f"'{shorten(item)}' is not of the form name=value")
         if key in labels:
             raise ValueError(f"'{key}' is given twice")
         if len(value) > MAX_LABEL_CHARACTERS or not value.isprintable():
@@ -109,10 +109,6 @@ def _read_labels(text: str) -> dict[str, str]:
     if len(labels) > MAX_LABELS:
         raise ValueError(f"{len(labels)} labels are over the limit of {MAX_LABELS}")
     return labels
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "..."
 
 
 _READERS: Mapping[str, Callable[[str], Any]] = {

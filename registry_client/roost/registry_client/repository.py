@@ -6,47 +6,25 @@
     <repository>/<model>/<version>/model.onnx    versions are positive integers
     <repository>/<model>/model.onnx              no version folders: this is version 1
 
-A repository is listed with one directory read, whatever is in it; a model's folder is looked at when the
-model is needed. All methods block.
+A repository is listed with one directory read, whatever is in it; a model's folder (``model_folder``) is looked at when
+the model is needed. All methods block.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
-from roost.core.names import is_name, version_order
-from roost.registry_client.backends import OTHER_FORMATS, backend_of_file, backend_of_files, known_backends
-from roost.registry_client.digest import (
-    CONFIG_FILE,
-    CONFIG_FILES,
-    SETTINGS_FILE,
-    Artifact,
-    DigestCache,
-    FileStamp,
-    Stamp,
-    digest_files,
-    stamp_files,
-)
-from roost.registry_client.files import is_plain_file_name, read_small_file, reason, shown
-from roost.registry_client.model_config import MAX_CONFIG_BYTES, ModelDescription, parse_config_text
-from roost.registry_client.model_settings import parse_settings
-
-FolderStamp: TypeAlias = tuple[FileStamp, ...]
-"""The state of a model's folder itself."""
+from roost.core.errors import FailedPrecondition, NotFound
+from roost.core.names import is_name
+from roost.registry_client.files import reason, shown
+from roost.registry_client.model_folder import ModelFolder, is_folder
 
 _log = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"[1-9][0-9]{0,18}\Z")
-_MAX_VERSION = 2**63 - 1
 _MAX_NAMES_LOGGED = 100
-_MAX_LABELS_BYTES = 16 << 20
 
 
 class LocalRepository:
@@ -80,7 +58,7 @@ class LocalRepository:
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if not entry.name.startswith(".") and _is_folder(entry):
+                    if not entry.name.startswith(".") and is_folder(entry):
                         (names if is_name(entry.name) else refused).append(entry.name)
         except OSError as error:
             raise FailedPrecondition(
@@ -112,221 +90,3 @@ class LocalRepository:
                     continue
                 self._logged.add(name)
                 _log.warning("folder %r is no model: the name is not valid", shown(name))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """One model's folder, as it is on the disk at each call.
-
-    Attributes:
-        name: The model's name.
-        path: The folder.
-    """
-
-    name: str
-    path: Path
-
-    def whole_stamp(self) -> tuple[FolderStamp, Stamp]:
-        """The state of the folder and of everything in it that is not hidden, without reading a file.
-
-        Raises:
-            NotFound: If the folder is gone.
-            FailedPrecondition: If something in it can't be looked at.
-        """
-        return self.folder_stamp(), stamp_files(str(self.path))
-
-    def versions_of(self, description: ModelDescription) -> list[str]:
-        """The versions of a model with that description, in ascending order.
-
-        Raises:
-            NotFound: If the folder is gone.
-        """
-        return self.versions() if description.place is None else [description.place.version]
-
-    def versions(self) -> list[str]:
-        """Lists the version folders in ascending order; without any, a model file in the folder is version 1.
-
-        Raises:
-            NotFound: If the folder is gone.
-        """
-        versions, files = self._list()
-        if not versions and any(map(backend_of_file, files)):
-            return ["1"]
-        return versions
-
-    def detect_backend(self) -> str:
-        """The backend that the newest version's files hint at; empty if they don't.
-
-        Raises:
-            NotFound: If the folder is gone.
-        """
-        versions, files = self._list()
-        if versions:
-            try:
-                files = os.listdir(f"{self.path}/{versions[-1]}")
-            except OSError:
-                return ""  # what is wrong with the version is said when it is loaded
-        return backend_of_files(files)
-
-    def load_config(self) -> ModelDescription:
-        """Reads ``config.pbtxt`` if there is one, and describes the model.
-
-        Raises:
-            InvalidArgument: If the file can't be read or understood, or asks for what can't be done.
-            NotFound: If the folder is gone.
-            FailedPrecondition: If the folder can't be read.
-        """
-        detected = self.detect_backend()
-        if os.path.lexists(f"{self.path}/{CONFIG_FILE}"):
-            return parse_config_text(self._read_text(CONFIG_FILE), self.name, detected_backend=detected)
-        if os.path.lexists(f"{self.path}/{SETTINGS_FILE}"):
-            text, (versions, _) = self._read_text(SETTINGS_FILE), self._list()
-            return parse_settings(text, self.name, detected_backend=detected, version_folders=bool(versions))
-        return parse_config_text("", self.name, detected_backend=detected)
-
-    def _read_text(self, file_name: str) -> str:
-        try:
-            data = read_small_file(f"{self.path}/{file_name}", file_name, MAX_CONFIG_BYTES)
-        except FailedPrecondition as error:
-            raise InvalidArgument(error.message) from None
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            raise InvalidArgument(f"{file_name} line {line}: not UTF-8 text") from None
-
-    def folder_stamp(self, before: FolderStamp = ()) -> FolderStamp:
-        """The state of the folder and of its configuration, for one to three looks at the disk.
-
-        A version that comes or goes changes it; a change inside of a version's folder does not.
-
-        Args:
-            before: An earlier state, which saves looks: a folder that is as it was has no new files.
-
-        Raises:
-            NotFound: If the folder is gone.
-        """
-        path = str(self.path)
-        folder = _stamp_of("", path)
-        if folder is None:
-            raise NotFound(f"model '{self.name}' is not in the model repository any more")
-        names = [file.name for file in before[1:]] if before[:1] == (folder,) else sorted(CONFIG_FILES)
-        files = [_stamp_of(name, f"{path}/{name}") for name in names]
-        return (folder, *(file for file in files if file is not None))
-
-    def read_labels(self, file_name: str) -> tuple[str, ...]:
-        """Reads a file with the label of class 0 in its first line, that of class 1 in its second, and so on.
-
-        Args:
-            file_name: Its plain name; label files belong to the model's folder, not to a version's.
-
-        Raises:
-            InvalidArgument: If there is no such file, or it is no text in UTF-8, or too large.
-        """
-        if not is_plain_file_name(file_name):
-            raise InvalidArgument(f"label file '{shown(file_name)}' must be the plain name of a file of the model")
-        try:
-            data = read_small_file(f"{self.path}/{file_name}", file_name, _MAX_LABELS_BYTES)
-        except FailedPrecondition as error:
-            raise InvalidArgument(f"labels of model '{self.name}': {error.message}") from None
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise InvalidArgument(f"label file '{shown(file_name)}' is not UTF-8 text") from None
-        lines = text.replace("\r\n", "\n").split("\n")
-        return tuple(lines[:-1] if lines[-1] == "" else lines)
-
-    def artifact(self, version: str, description: ModelDescription, cache: DigestCache) -> Artifact:
-        """Finds a version's files and computes their digest; files that are in the cache are not read.
-
-        Raises:
-            NotFound: If there is no such version.
-            FailedPrecondition: If its files can't be used; the text says why.
-        """
-        root = self._root(version, description)
-        stamp = stamp_files(root)
-        path = self._model_file(root, version, description.model_file, stamp)
-        digest = digest_files(root, stamp, cache)
-        return Artifact(path, root, digest, sum(file.size for file in stamp), stamp)
-
-    def stamp(self, version: str, description: ModelDescription) -> Stamp:
-        """The stamp that ``artifact`` would have, without reading a file.
-
-        Raises:
-            NotFound: If there is no such version.
-            FailedPrecondition: If its files can't be used; the text says why.
-        """
-        root = self._root(version, description)
-        stamp = stamp_files(root)
-        self._model_file(root, version, description.model_file, stamp)
-        return stamp
-
-    def _list(self) -> tuple[list[str], list[str]]:
-        """Version folders in ascending order, and the names of everything else that is not hidden."""
-        versions: list[str] = []
-        others: list[str] = []
-        try:
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    if is_version(entry.name) and _is_folder(entry):
-                        versions.append(entry.name)
-                    elif not entry.name.startswith("."):
-                        others.append(entry.name)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"model '{self.name}' is not in the model repository any more") from None
-        except OSError as error:
-            raise FailedPrecondition(f"the folder of model '{self.name}' can't be read: {reason(error)}") from None
-        return sorted(versions, key=version_order), others
-
-    def _root(self, version: str, description: ModelDescription) -> str:
-        place = description.place
-        if place is not None:
-            if version == place.version:
-                return str(self.path / place.folder)
-        elif is_version(version):
-            versions, files = self._list()
-            if version in versions:
-                return str(self.path / version)
-            if not versions and version == "1" and any(map(backend_of_file, files)):
-                return str(self.path)
-        raise NotFound(f"model '{self.name}' has no version '{shown(version)}'")
-
-    def _model_file(self, root: str, version: str, file_name: str, stamp: Stamp) -> str:
-        names = {file.name for file in stamp}
-        # A model with external data may also be a folder of the file's name with the file in it.
-        for candidate in (file_name, f"{file_name}/{file_name}"):
-            if candidate in names:
-                return os.path.join(root, candidate)
-        hint = self._hint(names)
-        raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{file_name}'{hint}")
-
-    @staticmethod
-    def _hint(names: set[str]) -> str:
-        others = sorted(name for name in names if backend_of_file(name))
-        if others:
-            return f"; found '{shown(others[0])}': rename it or set default_model_filename"
-        foreign = sorted(OTHER_FORMATS.keys() & {name.split("/", 1)[0] for name in names})
-        if foreign:
-            what = OTHER_FORMATS[foreign[0]]
-            return f"; found '{foreign[0]}', for which there is no {what} runtime; the runtimes are: {known_backends()}"
-        return ""
-
-
-def is_version(name: str) -> bool:
-    """Whether a folder of this name holds a version: a positive integer of 64 bits without leading zeros."""
-    return _VERSION.match(name) is not None and int(name) <= _MAX_VERSION
-
-
-def _stamp_of(name: str, path: str) -> FileStamp | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return FileStamp(name, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle, or one that leads where we may not look
-        return False

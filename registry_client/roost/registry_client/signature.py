@@ -93,7 +93,8 @@ def _merge(kind: str, declared: _Declared, own: TensorSpec, batched: bool, optio
     if datatype and datatype != own.datatype:
         has = DATATYPES[own.datatype].config_name if own.datatype in DATATYPES else own.datatype
         raise InvalidArgument(
-            f"{kind} '{own.name}': the config says {mc.DataType.Name(declared.data_type)}, the model has {has}"
+            f"{kind} '{own.name}': the config says data_type {mc.DataType.Name(declared.data_type)}, "
+            f"the model has {has}"
         )
     optional = optional or own.optional
     if not declared.dims:

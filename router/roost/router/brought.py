@@ -7,8 +7,8 @@ from concurrent.futures import Executor
 from functools import partial
 
 from roost.core.errors import FailedPrecondition
+from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.overrides import OverrideFolders, Overrides
-from roost.registry_client.repository import ModelFolder
 from roost.router.models import Model, Opener
 from roost.router.revision import Revision
 

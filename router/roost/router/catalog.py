@@ -14,9 +14,9 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
-from roost.core.errors import FailedPrecondition, NotFound, Unavailable, error_of
+from roost.core.errors import NotFound, PollFailed, Unavailable, error_of
 from roost.core.metadata import IndexEntry
-from roost.core.names import is_name, version_order
+from roost.core.names import is_name, shorten, version_order
 from roost.core.tensors import Signature
 from roost.registry_client.model_config import effective_signature
 from roost.registry_client.overrides import OverrideFolders
@@ -118,9 +118,10 @@ class Catalog:
         model = self._models.get(name)
         if model is not None:
             return model
-        if name not in self._homes:
-            raise NotFound(f"Request for unknown model: '{_shown(name)}' is not found")
-        model = await self._on_disk(partial(self._open, name))
+        if name in self._homes:
+            model = await self._on_disk(partial(self._open, name, self._homes[name]))
+        if model is None or name not in self._homes:  # it may have gone meanwhile
+            raise NotFound(f"Request for unknown model: '{shorten(name, 128)}' is not found")
         return self._models.setdefault(name, model)  # two callers may have read the folder at once
 
     async def reopen(self, name: str, config: str | None = None) -> Model:
@@ -131,14 +132,14 @@ class Catalog:
             config: A configuration in JSON in place of the one on disk.
 
         Raises:
-            FailedPrecondition: If there is no such folder.
+            PollFailed: If there is no such folder.
             InvalidArgument: If the configuration is wrong.
         """
         if self._homes.get(name) is None and is_name(name):
             await self._find(name)
         if name not in self._homes:
-            raise FailedPrecondition(f"failed to load '{_shown(name)}', failed to poll from model repository")
-        return await self._on_disk(partial(self._open, name, config))
+            raise PollFailed(f"failed to load '{shorten(name, 128)}', failed to poll from model repository")
+        return await self._on_disk(partial(self._open, name, self._homes[name], config))
 
     def present(self, name: str) -> Model | None:
         """The model as it is known now, without a look at the disk."""
@@ -231,13 +232,16 @@ class Catalog:
         version = model.versions.get(revision.key.version) if model is not None else None
         return version if version is not None and version.revision is revision and not revision.retired else None
 
-    async def index(self, ready: bool) -> list[IndexEntry]:
-        """All versions with their state; models that were never loaded have only a name."""
-        await self._open_all()
+    async def index(self, ready: bool, name: str = "") -> list[IndexEntry]:
+        """The versions of all models or of one with their state; models that were never loaded have only a name."""
+        await self._open_all([name] if name else list(self._homes))
         entries: list[IndexEntry] = []
-        for name in self.names():
-            entries.extend(self._index_of(name))
+        for known in self.names() if not name else self._known(name):
+            entries.extend(self._index_of(known))
         return [e for e in entries if e.state == Availability.READY] if ready else entries
+
+    def _known(self, name: str) -> list[str]:
+        return [name] if name in self._homes or name in self._models else []
 
     def _index_of(self, name: str) -> Iterable[IndexEntry]:
         model = self._models.get(name)
@@ -248,42 +252,45 @@ class Catalog:
         rows = sorted(model.versions.items(), key=lambda item: version_order(item[0]))
         return [IndexEntry(name, v, state.availability, state.reason) for v, state in rows]
 
-    async def _open_all(self) -> None:
+    async def _open_all(self, names: Sequence[str]) -> None:
         """Looks into the folders that were not yet, some at a time so that the loop stays free."""
         if self.explicit:
             return
-        missing = [name for name in self._homes if name not in self._models]
+        missing = [(name, self._homes[name]) for name in names if name in self._homes and name not in self._models]
         for start in range(0, len(missing), 256):
-            names = missing[start : start + 256]
-            for model in await self._on_disk(partial(self._open_some, names)):
-                self._models.setdefault(model.name, model)
+            for model in await self._on_disk(partial(self._open_some, missing[start : start + 256])):
+                if model.name in self._homes:
+                    self._models.setdefault(model.name, model)
 
     async def _look_again(self, model: Model) -> Model:
         """Reads the folder of a model that could not be served afresh, in case it was mended, but not all the time."""
         now = time.monotonic()
-        if now - model.looked_at < FOLDERS_LOOKED_AT_EVERY_S:
+        if now - model.looked_at < FOLDERS_LOOKED_AT_EVERY_S or model.name not in self._homes:
             return model
         model.looked_at = now
-        fresh = await self._on_disk(partial(self._open, model.name))
+        fresh = await self._on_disk(partial(self._open, model.name, self._homes[model.name]))
         if self._models.get(model.name) is model:
             self._models[model.name] = fresh
         return self._models.get(model.name, fresh)
 
     async def _find(self, name: str) -> None:
-        """Looks for a folder that has come since the scan."""
+        """Looks where there is a folder of that name now: it may have come, or gone from all repositories but one."""
+        found: list[LocalRepository] = []
         for repository in self._repositories:
             try:
                 await self._on_disk(partial(repository.open_model, name))
             except NotFound:
                 continue
-            self._homes[name] = repository
-            return
+            found.append(repository)
+        if found:
+            self._homes[name] = found[0] if len(found) == 1 else None
+        else:
+            self._homes.pop(name, None)
 
-    def _open_some(self, names: Sequence[str]) -> list[Model]:
-        return [self._open(name) for name in names]
+    def _open_some(self, models: Sequence[tuple[str, LocalRepository | None]]) -> list[Model]:
+        return [self._open(name, home) for name, home in models]
 
-    def _open(self, name: str, config: str | None = None) -> Model:
-        repository = self._homes[name]
+    def _open(self, name: str, repository: LocalRepository | None, config: str | None = None) -> Model:
         if repository is None:
             reason = Unavailable(f"model '{name}' is in more than one repository")
             return Model(name, time.monotonic(), error=reason)
@@ -309,7 +316,3 @@ class Catalog:
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, call)
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= 128 else name[:128] + "..."

@@ -143,6 +143,9 @@ def _texts(values: _Array, indices: _Indices, labels: Sequence[str]) -> list[byt
     pairs = zip(values.reshape(-1).tolist(), indices.reshape(-1).tolist(), strict=True)
     if not labels:
         return [layout % pair for pair in pairs]
-    suffixes = [b":" + label.encode() if label else b"" for label in labels]
-    known = len(suffixes)
-    return [layout % pair + (suffixes[pair[1]] if pair[1] < known else b"") for pair in pairs]
+    return [layout % pair + _suffix(labels, pair[1]) for pair in pairs]
+
+
+def _suffix(labels: Sequence[str], index: int) -> bytes:
+    label = labels[index] if index < len(labels) else ""
+    return b":" + label.encode() if label else b""

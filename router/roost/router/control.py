@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
-from roost.core.errors import FailedPrecondition, RoostError
+from roost.core.errors import FailedPrecondition, LoadFailed, PollFailed, RoostError
 from roost.core.names import version_order
 from roost.registry_client.overrides import read_overrides
 from roost.router.catalog import Catalog
@@ -62,15 +62,11 @@ class Control:
                     known = present.versions.keys() | present.unserved
                     fresh.unserved = frozenset(known - fresh.versions.keys())
             if fresh.error is not None:
-                raise FailedPrecondition(f"failed to load '{name}': {fresh.error.message}")
+                raise PollFailed(f"failed to load '{name}': {fresh.error.message}")
             await self._replace(present, fresh)
 
-    async def unload(self, name: str, unload_dependents: bool = False) -> None:
+    async def unload(self, name: str) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.
-
-        Args:
-            name: The model.
-            unload_dependents: Whether models that only it needs go with it; without ensembles there are none.
 
         Raises:
             FailedPrecondition: If loading is not explicit.
@@ -133,7 +129,7 @@ class Control:
         kept = await self._keep_unchanged(present, fresh)
         new = [number for number in fresh.versions if number not in kept and _takes_over(number, present, fresh)]
         await self._bring_all([fresh.versions[number].revision for number in new], fresh, kept)
-        self._install(present, fresh)
+        self._install(fresh)
 
     async def remove(self, name: str) -> None:
         """The model's folder is gone: the model is not known any more; requests that were accepted are answered."""
@@ -153,7 +149,7 @@ class Control:
         except BaseException:
             self._give_up(fresh, kept)
             raise
-        self._install(present, fresh)
+        self._install(fresh)
 
     async def _bring_all(self, revisions: Sequence[Revision], fresh: Model, kept: Mapping[str, Version]) -> None:
         try:
@@ -163,7 +159,8 @@ class Control:
             self._give_up(fresh, kept)
             raise
 
-    def _install(self, present: Model | None, fresh: Model) -> None:
+    def _install(self, fresh: Model) -> None:
+        present = self._catalog.present(fresh.name)  # a request may have opened the folder of a broken one meanwhile
         for version in fresh.versions.values():
             assert fresh.description is not None
             version.revision.description = fresh.description  # that of a version that was kept may differ a little
@@ -204,7 +201,7 @@ class Control:
             version.advance(AvailabilityEvent.FAILED, reason)
             if shown is None or shown.availability is not Availability.READY:
                 self._catalog.show_failed(name, number, version)
-            raise FailedPrecondition(
+            raise LoadFailed(
                 f"load failed for model '{name}': version {number} is at UNAVAILABLE state: {reason}"
             ) from None
         version.advance(AvailabilityEvent.LOADED)

@@ -111,7 +111,8 @@ class Inference:
             context.queued = time.monotonic()
             contract = await self._contract(revision, context.deadline)
             context.load_wait_s = time.monotonic() - context.queued
-        contract.check(request)
+        for _ in contract.checking(request):
+            await asyncio.sleep(0)  # others get their turn
         for output in request.outputs:
             if output.classification:
                 return await self._classes(revision, contract, request)

@@ -21,13 +21,12 @@ from roost.core.errors import (
     RoostError,
     Unavailable,
 )
-from roost.core.frames import FrameType
 from roost.core.tensors import Signature
 from roost.core.units import format_bytes
 from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, LoadFailure, next_failure
-from roost.router.link import LinkLost
+from roost.router.instances import WorkerEnded, WorkerLost, create, discard, unload
 from roost.router.placement import Ledger
 from roost.router.revision import Instance, Revision
 from roost.router.room import Room
@@ -37,17 +36,8 @@ from roost.router.worker import Worker
 
 log = logging.getLogger(__name__)
 
-UNLOAD_TIMEOUT_S = 60.0
 FILES_LOOKED_AT_EVERY_S = 1.0
 _ARTIFACT_ERRORS = (InvalidArgument, NotFound, FailedPrecondition)
-
-
-class WorkerEnded(Unavailable):
-    """The worker did not live to see the end of the load; what it held is free when it is reaped."""
-
-
-class WorkerLost(WorkerEnded):
-    """The worker was lost for a reason of its own; another may do the load."""
 
 
 class Loader:
@@ -118,7 +108,10 @@ class Loader:
                 self.room.changed()
             self.sweep(revision)
         if error is not None:
-            raise error
+            try:
+                raise error.with_traceback(None)  # all who wait for the load raise the same one
+            finally:
+                del error  # which refers to this frame
 
     def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
         """Starts a load unless one is under way; the future's result is its error, None if it went well."""
@@ -258,6 +251,8 @@ class Loader:
         try:
             async with self._slots:
                 worker = await self._choose_worker()
+                if revision.retired and not revision.wanted():
+                    raise Cancelled("the revision was given up before its load began")
                 if revision.failure is not None and revision.failure.final:
                     raise failure_error(revision, revision.failure, time.monotonic())
                 instance = Instance(number, revision, worker, size_bytes)
@@ -281,44 +276,19 @@ class Loader:
         revision.instances.append(instance)
         started = time.monotonic()
         try:
-            signature = await self._create(instance)
+            signature = await create(instance, self._timeout_s)
             revision.describe(effective_signature(revision.description, signature))
         except WorkerEnded:
             raise
         except InvalidArgument:
-            await self._discard(instance)
+            if await discard(instance):
+                self._drop(instance, InstanceEvent.FAILED)
             raise
         except BaseException:
             self._drop(instance, InstanceEvent.FAILED)
             raise
         self._finish(instance, time.monotonic() - started)
         return signature
-
-    async def _create(self, instance: Instance) -> Signature:
-        revision, worker = instance.revision, instance.worker
-        artifact = revision.artifact
-        assert artifact is not None
-        payload: dict[str, Any] = {
-            "instance": instance.id,
-            "backend": revision.description.backend,
-            "path": artifact.path,
-            "root": artifact.root,
-            "options": dict(revision.description.options),
-        }
-        assert worker.link is not None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                reply = await worker.link.call(FrameType.LOAD, payload)
-        except TimeoutError:
-            # The runtime can't be interrupted from outside, and what it holds comes back with its process only.
-            log.error("%s did not load within %.0f s: worker %d is ended", revision.key, self._timeout_s, worker.id)
-            worker.kill()
-            raise WorkerEnded(f"it did not load within {self._timeout_s:g} s") from None
-        except LinkLost as error:
-            raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
-        if instance.state is InstanceState.GONE:
-            raise WorkerLost("its worker was lost just after loading")
-        return Signature.from_json(reply["signature"])
 
     def _finish(self, instance: Instance, load_s: float) -> None:
         revision = instance.revision
@@ -355,33 +325,9 @@ class Loader:
         )
         return failure_error(revision, failure, now)
 
-    async def _discard(self, instance: Instance) -> None:
-        """Takes an instance out that loaded but can't be used, or did not load at all."""
-        if instance.worker.up and instance.state is not InstanceState.GONE and instance.worker.link is not None:
-            try:
-                await instance.worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
-            except RoostError as error:
-                log.debug("nothing to unload: %s", error)
-        self._drop(instance, InstanceEvent.FAILED)
-
     async def _unload(self, instance: Instance) -> None:
-        worker = instance.worker
-        if worker.link is None:
-            return
-        try:
-            async with asyncio.timeout(UNLOAD_TIMEOUT_S):
-                await worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
-        except TimeoutError:
-            log.error("worker %d did not unload %s: it is ended", worker.id, instance.revision.key)
-            worker.kill()
-            return
-        except RoostError as error:
-            if instance.state is InstanceState.GONE:
-                return
-            log.error("worker %d could not unload %s: %s", worker.id, instance.revision.key, error)
-            worker.kill()
-            return
-        self._drop(instance, InstanceEvent.UNLOADED)
+        if await unload(instance):
+            self._drop(instance, InstanceEvent.UNLOADED)
 
     def _drop(self, instance: Instance, event: InstanceEvent) -> None:
         """The instance is no more, and its memory is free; if its worker is lost, that is found out at its end."""

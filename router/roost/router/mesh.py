@@ -1,4 +1,4 @@
-"""Steps 4 to 7 of the data path: requests queue per revision, batches take leases on instances and go to workers.
+"""Steps 4 to 7 of the data path put together: what waits in ``queues`` becomes what ``runs`` as soon as it can.
 
 All of it runs on one event loop, in callbacks: a request costs a future and a timer, never a task.
 """
@@ -12,12 +12,10 @@ import signal
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
-from roost.core.errors import Cancelled, DeadlineExceeded, Internal, Limit, ResourceExhausted, RoostError, Unavailable
-from roost.core.frames import Response, Run, WireTensor
-from roost.core.requests import InferRequest, InferResponse
-from roost.core.tensors import Buffer, Tensor
+from roost.core.errors import Cancelled, DeadlineExceeded, Limit, RoostError, Unavailable
+from roost.core.frames import Response
+from roost.core.requests import InferRequest
 from roost.router.admission import ByteBudget
 from roost.router.batching import Dispatch, plan
 from roost.router.catalog import Catalog
@@ -25,11 +23,11 @@ from roost.router.failures import Fault, next_failure
 from roost.router.loading import Loader, failure_error
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
-from roost.router.records import note_steps
-from roost.router.revision import Instance, Pending, Revision
+from roost.router.queues import Queues
+from roost.router.revision import Pending, Revision
+from roost.router.runs import Runs
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
-from roost.router.validation import rows_of
 from roost.router.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,6 @@ class Mesh:
         launch: Launch = launch,
     ) -> None:
         self._settings = settings
-        self._ledger = ledger
         self._catalog = catalog
         self._stats = stats
         self._group = group
@@ -91,8 +88,10 @@ class Mesh:
             concurrency=settings.load_concurrency,
             on_outcome=self._load_ended,
         )
-        self.queued = 0
-        self.queued_bytes = 0
+        self.queues = Queues(
+            ledger, self.loader, max_queue=settings.max_queue, max_queued_bytes=settings.max_queued_bytes
+        )
+        self._runs = Runs(ledger, self.loader, self.queues, stats)
         self._suspects: dict[Worker, set[Revision]] = {}
         self._all_up = asyncio.Event()
         self._stopping = False
@@ -144,15 +143,15 @@ class Mesh:
         if now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         nbytes = sum(memoryview(tensor.data).nbytes for tensor in request.inputs)
-        self._admit(revision, nbytes)
+        self.queues.admit(revision, nbytes)
         loop = asyncio.get_running_loop()
         pending = Pending(revision, request, loop.create_future(), nbytes)
         if pending.stream is not None:
-            pending.future.add_done_callback(partial(self._stream_ended, pending))
+            pending.future.add_done_callback(partial(self._runs.stream_ended, pending))
         if deadline < math.inf:
             pending.timer = loop.call_later(deadline - now, self._expire, pending)
         request.context.queued = request.context.queued or now
-        self._enqueue(pending, now)
+        self.queues.put(pending, now)
         self._pump(revision)
         return pending
 
@@ -161,7 +160,7 @@ class Mesh:
         if pending.timer is not None:
             pending.timer.cancel()
         if pending.instance is None:
-            self._take_out(pending)
+            self.queues.remove(pending)
         elif pending.instance.worker.link is not None:
             pending.instance.worker.link.send_cancel(pending.run)
         if not pending.future.done():
@@ -171,44 +170,6 @@ class Mesh:
         """The revision is not asked for any more: its instances go once what it has accepted is answered."""
         revision.retired = True
         self.loader.sweep(revision)
-
-    def _admit(self, revision: Revision, nbytes: int) -> None:
-        limit = self._settings.max_queue
-        if len(revision.queue) >= limit:
-            raise ResourceExhausted(
-                f"Exceeds maximum queue size: {limit} requests wait for model '{revision.key.name}'",
-                retry_after_s=1.0,
-                limit=Limit.QUEUE_FULL,
-            )
-        if self.queued_bytes + nbytes > self._settings.max_queued_bytes:
-            text = "the requests that wait hold as many bytes as they may"
-            raise ResourceExhausted(text, retry_after_s=1.0, limit=Limit.QUEUE_BYTES)
-
-    def _enqueue(self, pending: Pending, now: float, *, first: bool = False) -> None:
-        queue = pending.revision.queue
-        if first:
-            queue.appendleft(pending)
-        else:
-            queue.append(pending)
-        self.queued += 1
-        self.queued_bytes += pending.nbytes
-        self._ledger.claim(pending.revision, now)
-
-    def _leave_queue(self, pending: Pending) -> None:
-        """The counters and the claim of a request that was just taken out of its queue."""
-        self.queued -= 1
-        self.queued_bytes -= pending.nbytes
-        if self._ledger.unclaim(pending.revision) or not pending.revision.wanted():
-            self.loader.room.changed()
-
-    def _take_out(self, pending: Pending) -> None:
-        try:
-            pending.revision.queue.remove(pending)
-        except ValueError:
-            return
-        self._leave_queue(pending)
-        if not pending.revision.queue:
-            self.loader.sweep(pending.revision)
 
     def _expire(self, pending: Pending) -> None:
         """The deadline of a request has come."""
@@ -224,10 +185,10 @@ class Mesh:
     def _pump(self, revision: Revision, *, once: bool = False) -> None:
         """Sends what can be sent of a queue; what can't waits for a slot or a load."""
         while revision.queue:
-            instance = _free_instance(revision)
+            instance = revision.free_instance()
             match plan(revision.queue, instance.worker.free_slots if instance is not None else 0):
                 case Dispatch(_) if instance is not None:
-                    self._dispatch(instance, revision.queue.popleft())
+                    self._runs.begin(instance, revision.queue.popleft())
                 case _:
                     break
             if once:
@@ -240,61 +201,6 @@ class Mesh:
             instance.worker.waiting[revision] = None
         if not ready:
             self.loader.ensure(revision)
-
-    def _dispatch(self, instance: Instance, pending: Pending) -> None:
-        now = time.monotonic()
-        worker = instance.worker
-        assert worker.link is not None
-        instance.leases += 1
-        self._ledger.lease(instance.id, now)
-        self._leave_queue(pending)
-        pending.instance = instance
-        pending.started = False
-        pending.run = worker.link.next_number()
-        worker.runs[pending.run] = pending
-        credit = pending.stream.begin(worker.link, pending.run) if pending.stream is not None else None
-        request = pending.request
-        deadline = request.context.deadline
-        contract = instance.revision.contract
-        reshapes = contract.reshapes if contract is not None else None
-        worker.link.send_run(
-            pending.run,
-            Run(
-                instance.id,
-                int(deadline * 1e9) if deadline < math.inf else 0,
-                [WireTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs]
-                if reshapes is None
-                else [WireTensor(t.name, t.datatype, reshapes.input_shape(t), t.data) for t in request.inputs],
-                [output.name for output in request.outputs],
-                request.parameters,
-                credit,
-            ),
-        )
-
-    def _run_ended(self, worker: Worker, run: int) -> Pending | None:
-        """Gives back the lease and the slot of a run; None if it is not known."""
-        pending = worker.runs.pop(run, None)
-        if pending is None or pending.instance is None:
-            return None
-        instance, pending.instance = pending.instance, None
-        instance.leases -= 1
-        idle = self._ledger.release(instance.id, time.monotonic())
-        if instance.state is InstanceState.DRAINING and not instance.leases:
-            self.loader.evict(instance)
-        elif idle:
-            self.loader.sweep(instance.revision)
-            self.loader.room.changed()
-        return pending
-
-    def _settle(self, pending: Pending, outcome: InferResponse | RoostError) -> None:
-        if pending.timer is not None:
-            pending.timer.cancel()
-        if pending.future.done():
-            return
-        if isinstance(outcome, RoostError):
-            pending.future.set_exception(outcome)
-        else:
-            pending.future.set_result(outcome)
 
     def _slot_freed(self, worker: Worker) -> None:
         """Revisions that wait for a slot take turns."""
@@ -314,8 +220,8 @@ class Mesh:
 
     def _fail_queue(self, revision: Revision, error: RoostError) -> None:
         for pending in list(revision.queue):
-            self._take_out(pending)
-            self._settle(pending, error)
+            self.queues.remove(pending)
+            pending.settle(error)
 
     def worker_up(self, worker: Worker) -> None:
         """See ``WorkerEvents``."""
@@ -340,10 +246,10 @@ class Mesh:
                 continue
             if pending.started or pending.retried or self._stopping:
                 lost = "the worker that ran the request was lost; it may be sent again"
-                self._settle(pending, Unavailable(lost, retry_after_s=1.0))
+                pending.settle(Unavailable(lost, retry_after_s=1.0))
             else:
                 pending.retried = True
-                self._enqueue(pending, now, first=True)
+                self.queues.put(pending, now, first=True)
         self._suspects[worker] = suspects
         for revision in touched:
             self._pump(revision)
@@ -372,85 +278,18 @@ class Mesh:
 
     def run_started(self, worker: Worker, run: int) -> None:
         """See ``WorkerEvents``."""
-        pending = worker.runs.get(run)
-        if pending is not None:
-            pending.started = True
+        self._runs.started(worker, run)
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """See ``WorkerEvents``."""
-        if not response.final:
-            self._emitted(worker, run, response)
-            return
-        pending = self._run_ended(worker, run)
-        if pending is None:
-            return
-        revision, request = pending.revision, pending.request
-        revision.crashes = 0
-        self._count_response(pending, response)
-        rows = rows_of(request, revision.description.max_batch_size)
-        self._stats.of(revision.key.name, revision.key.version).ran(rows, response.times)
-        self._settle(pending, _answer(pending, response))
-        self._slot_freed(worker)
-
-    def _emitted(self, worker: Worker, run: int, response: Response) -> None:
-        """A run has a response that is not the last one: it goes on."""
-        pending = worker.runs.get(run)
-        if pending is None or pending.future.done():  # its client has gone, and the worker was told
-            return
-        if pending.stream is None:
-            self._give_up(worker, pending, Internal("the model answered more than once and is not decoupled"))
-            return
-        self._count_response(pending, response)
-        pending.stream.put(_answer(pending, response))
-
-    def _count_response(self, pending: Pending, response: Response) -> None:
-        context = pending.request.context
-        if pending.stream is not None and not pending.future.done():
-            key = pending.revision.key
-            self._stats.of(key.name, key.version).responded(context, response)
-        note_steps(context, response.times)
-
-    def _stream_ended(self, pending: Pending, end: asyncio.Future[InferResponse]) -> None:
-        if end.cancelled() or end.exception() is not None:
-            key = pending.revision.key
-            context = pending.request.context
-            self._stats.of(key.name, key.version).stream_failed(context, cancelled=end.cancelled())
-
-    def _give_up(self, worker: Worker, pending: Pending, error: RoostError) -> None:
-        """The request fails while its run still goes on: its slot is free when the worker says that it has ended."""
-        self._settle(pending, error)
-        if worker.link is not None:
-            worker.link.send_cancel(pending.run)
+        if self._runs.answered(worker, run, response):
+            self._slot_freed(worker)
 
     def run_failed(self, worker: Worker, run: int, error: Exception) -> None:
         """See ``WorkerEvents``."""
-        pending = self._run_ended(worker, run)
-        if pending is None:
-            return
-        outcome = error if isinstance(error, RoostError) else Unavailable("the run failed")
-        self._settle(pending, outcome)
-        self._slot_freed(worker)
+        if self._runs.failed(worker, run, error):
+            self._slot_freed(worker)
 
     def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
         """See ``WorkerEvents``."""
-        pending = worker.runs.get(run)
-        if pending is not None:
-            self._give_up(worker, pending, error)
-
-
-def _answer(pending: Pending, response: Response) -> InferResponse:
-    # Workers answer inline, as long as no regions are handed to them.
-    outputs = [Tensor(t.name, t.datatype, t.shape, cast(Buffer, t.data)) for t in response.outputs]
-    request, version = pending.request, pending.revision.key.version
-    return InferResponse(request.model_name, version, outputs, request.id, final=response.final)
-
-
-def _free_instance(revision: Revision) -> Instance | None:
-    """The instance on the worker with the most free slots, if any has one."""
-    best: Instance | None = None
-    for instance in revision.instances:
-        if instance.state is not InstanceState.READY or instance.worker.free_slots <= 0:
-            continue
-        if best is None or instance.worker.free_slots > best.worker.free_slots:
-            best = instance
-    return best
+        self._runs.response_refused(worker, run, error)

@@ -15,7 +15,7 @@ from roost.registry_client.model_config import (
     served_versions,
     signature_from_config,
 )
-from roost.registry_client.repository import FolderStamp, ModelFolder
+from roost.registry_client.model_folder import FolderStamp, ModelFolder
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent, next_availability
 

@@ -62,46 +62,53 @@ class Polling:
         self._control = control
         self._interval_s = interval_s
         self._watch = Watch()
+        self._updating: set[str] = set()
 
     async def run(self) -> None:
-        """Looks until it is cancelled."""
+        """Looks until it is cancelled. Updates of models run beside it: a slow load holds up no other change."""
         loop = asyncio.get_running_loop()
         next_s = loop.time() + self._interval_s
-        while True:
-            settle_s = min(SETTLE_S, self._interval_s)
-            await asyncio.sleep(min(settle_s, next_s - loop.time()) if self._watch.pending else next_s - loop.time())
-            try:
+        async with asyncio.TaskGroup() as updates:
+            while True:
+                settle_s = min(SETTLE_S, self._interval_s)
+                left_s = next_s - loop.time()
+                await asyncio.sleep(min(settle_s, left_s) if self._watch.pending else left_s)
+                try:
+                    if loop.time() >= next_s:
+                        await self.look(updates)
+                    else:
+                        await self.look_again(updates)
+                except Exception:  # a look that fails is no reason to stop looking
+                    log.exception("looking at the repositories failed")
                 if loop.time() >= next_s:
-                    await self.look()
-                else:
-                    await self.look_again()
-            except Exception:  # a look that fails is no reason to stop looking
-                log.exception("looking at the repositories failed")
-            if loop.time() >= next_s:
-                next_s = loop.time() + self._interval_s
+                    next_s = loop.time() + self._interval_s
 
-    async def look(self) -> None:
-        """Looks at everything."""
+    async def look(self, updates: asyncio.TaskGroup) -> None:
+        """Looks at everything.
+
+        Args:
+            updates: Owns the tasks that do what has to be done.
+        """
         differing = await self._looker.look()
         for name in [*self._watch.pending, *self._watch.failed]:
             if name not in differing:
                 self._watch.same(name)
-        await self._act(differing)
+        self._act(differing, updates)
 
-    async def look_again(self) -> None:
-        """Looks at what differed the last time."""
+    async def look_again(self, updates: asyncio.TaskGroup) -> None:
+        """Looks at what differed the last time; ``updates`` as with ``look``."""
         names = list(self._watch.pending)
         differing = await self._looker.look_at(names)
         for name in names:
             if name not in differing:
                 self._watch.same(name)
-        await self._act(differing)
+        self._act(differing, updates)
 
-    async def _act(self, differing: dict[str, Hashable]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for name, look in differing.items():
-                if self._watch.see(name, look):
-                    group.create_task(self._update(name, look))
+    def _act(self, differing: dict[str, Hashable], updates: asyncio.TaskGroup) -> None:
+        for name, look in differing.items():
+            if name not in self._updating and self._watch.see(name, look):
+                self._updating.add(name)
+                updates.create_task(self._update(name, look))
 
     async def _update(self, name: str, look: Hashable) -> None:
         """The task of one model; what goes wrong with it concerns no other."""
@@ -120,3 +127,5 @@ class Polling:
         except Exception:
             self._watch.failed[name] = look
             log.exception("the change of model '%s' is not served", name)
+        finally:
+            self._updating.discard(name)

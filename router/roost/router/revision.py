@@ -14,7 +14,7 @@ from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Signature
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
-from roost.registry_client.repository import ModelFolder
+from roost.registry_client.model_folder import ModelFolder
 from roost.router.failures import LoadFailure
 from roost.router.states import InstanceEvent, InstanceState, next_instance_state
 from roost.router.streams import ResponseStream
@@ -50,6 +50,17 @@ class Pending:
     def deadline(self) -> float:
         """See ``roost.router.batching.Queued``."""
         return self.request.context.deadline
+
+    def settle(self, outcome: InferResponse | RoostError) -> None:
+        """Ends it with its last response or an error, the first time it is called."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.future.done():
+            return
+        if isinstance(outcome, RoostError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
 
 @dataclass(eq=False, slots=True)
@@ -138,6 +149,16 @@ class Revision:
         """An instance is gone: after the last one the files have to be looked at before anything else is promised."""
         if not self.instances and self.contract is not None:
             self.former, self.contract = self.contract, None
+
+    def free_instance(self) -> Instance | None:
+        """The instance on the worker with the most free slots, if any has one."""
+        best: Instance | None = None
+        for instance in self.instances:
+            if instance.state is not InstanceState.READY or instance.worker.free_slots <= 0:
+                continue
+            if best is None or instance.worker.free_slots > best.worker.free_slots:
+                best = instance
+        return best
 
     def in_use(self) -> bool:
         """Whether it is loaded or about to be."""

@@ -131,9 +131,9 @@ class Router:
         found, contract = await self._described(name, version)
         return complete_config(found.revision.description, contract.signature)
 
-    async def index(self, ready: bool) -> list[IndexEntry]:
-        """All versions with their state."""
-        return await self._catalog.index(ready)
+    async def index(self, ready: bool, name: str = "") -> list[IndexEntry]:
+        """The versions of all models or of one with their state."""
+        return await self._catalog.index(ready, name)
 
     async def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
         """What was counted since versions became available, in order of names and versions.
@@ -170,13 +170,13 @@ class Router:
         """
         await self._control.load(name, parameters)
 
-    async def unload(self, name: str, unload_dependents: bool = False) -> None:
+    async def unload(self, name: str) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.
 
         Raises:
             FailedPrecondition: If loading is not explicit.
         """
-        await self._control.unload(name, unload_dependents)
+        await self._control.unload(name)
 
     async def load_at_start(self, names: Sequence[str]) -> None:
         """Loads what the command line names; a model that fails is UNAVAILABLE and does not stop the server."""
@@ -187,7 +187,7 @@ class Router:
         return MeshView(
             self.ready,
             len(self._catalog),
-            self._mesh.queued,
+            self._mesh.queues.requests,
             0,
             0,
             (view_device(self._ledger, self._mesh.device),),

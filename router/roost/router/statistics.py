@@ -6,7 +6,7 @@ import asyncio
 from array import array
 
 from roost.core.errors import NotFound
-from roost.core.names import version_order
+from roost.core.names import shorten, version_order
 from roost.core.statistics import BatchStatistics, InferStatistics, MemoryUsage, ModelStatistics, StatisticDuration
 from roost.router.catalog import Catalog
 from roost.router.revision import Revision
@@ -52,8 +52,8 @@ async def _available(catalog: Catalog, traffic: Traffic, name: str, version: str
 
 
 def _not_available(name: str, version: str) -> NotFound:
-    shown = name if len(name) <= 128 else name[:128] + "..."
-    return NotFound(f"requested model '{shown}'{f' version {version[:32]}' if version else ''} is not available")
+    of_version = f" version {version[:32]}" if version else ""
+    return NotFound(f"requested model '{shorten(name, 128)}'{of_version} is not available")
 
 
 def counted_of(revision: Revision, stats: Stats) -> tuple[ModelStats | None, Counted]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from roost.core.errors import InvalidArgument
-from roost.core.names import check_name
+from roost.core.names import check_name, shorten
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str | int):
         is_plain = isinstance(value, str) or abs(value) <= sys.maxsize
         text = repr(value) if is_plain else f"{value:#x}"  # very long numbers have no decimal form
-        return text if len(text) <= 80 else text[:80] + "..."
+        return shorten(text)
     return f"that is a {type(value).__name__}"
 
 

@@ -5,12 +5,15 @@ The order of checks and their wording follow Triton, whose clients match on some
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from roost.core.errors import Internal, InvalidArgument
 from roost.core.requests import InferRequest
-from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, element_count, unpack_bytes
+from roost.core.tensors import DATATYPES, Parameters, Signature, Tensor, TensorSpec, element_count, unpack_slices
 from roost.registry_client.reshape import reshaped
+
+MAX_PARAMETERS = 1000
+MAX_PARAMETER_CHARS = 1 << 20
 
 
 class Reshapes:
@@ -68,13 +71,28 @@ class Contract:
         Raises:
             InvalidArgument: Saying which tensor, what was expected and what came.
         """
+        for _ in self.checking(request):
+            pass
+
+    def checking(self, request: InferRequest) -> Iterator[None]:
+        """The same in steps of about a millisecond, since there may be millions of strings to look at.
+
+        Raises:
+            InvalidArgument: See ``check``.
+        """
         try:
+            if request.parameters:
+                _check_parameters(request.parameters)
             self._check_outputs(request)
             self._check_input_names(request)
             if self.max_batch_size > 0:
                 self._check_batch(request.inputs)
             for tensor in request.inputs:
-                self._check_tensor(tensor)
+                count = self._check_shape(tensor)
+                if DATATYPES[tensor.datatype].itemsize:
+                    self._check_size(tensor, count)
+                else:
+                    yield from self._check_strings(tensor, count)
         except InvalidArgument as error:
             raise InvalidArgument(f"[request id: {request.id or '<id_unknown>'}] {error.message}") from None
 
@@ -136,7 +154,8 @@ class Contract:
                     f"got {rows}{hint}"
                 )
 
-    def _check_tensor(self, tensor: Tensor) -> None:
+    def _check_shape(self, tensor: Tensor) -> int:
+        """Checks datatype and shape; returns how many elements that is."""
         spec = self._inputs[tensor.name]
         if tensor.datatype != spec.datatype:
             raise InvalidArgument(
@@ -151,37 +170,39 @@ class Contract:
                 f" NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be "
                 f"prepended to each input shape. The model's max_batch_size is {self.max_batch_size}."
                 if self.max_batch_size > 0
-                else ""
+                else _forgotten_dimension(spec.shape, shape)
             )
             raise InvalidArgument(
                 f"unexpected shape for input '{tensor.name}' for model '{self.model}'. "
                 f"Expected {_dims(spec.shape)}, got {_dims(shape)}.{note}"
             )
         try:
-            count = element_count(shape)
+            return element_count(shape)
         except InvalidArgument as error:
             raise InvalidArgument(
                 f"unexpected shape for input '{tensor.name}' for model '{self.model}': {error.message}"
             ) from None
-        self._check_size(tensor, count)
 
     def _check_size(self, tensor: Tensor, count: int) -> None:
-        itemsize = DATATYPES[tensor.datatype].itemsize
-        if itemsize:
-            size = memoryview(tensor.data).nbytes
-            if size != count * itemsize:
-                raise InvalidArgument(
-                    f"input byte size mismatch for input '{tensor.name}' for model '{self.model}'. "
-                    f"Expected {count * itemsize}, got {size}"
-                )
-            if tensor.datatype == "BOOL" and bytes(tensor.data).translate(None, b"\0\1"):
-                raise InvalidArgument(
-                    f"input '{tensor.name}' for model '{self.model}' is BOOL, expected bytes that are 0 or 1, "
-                    "got others"
-                )
-            return
+        expected = count * DATATYPES[tensor.datatype].itemsize
+        size = memoryview(tensor.data).nbytes
+        if size != expected:
+            raise InvalidArgument(
+                f"input byte size mismatch for input '{tensor.name}' for model '{self.model}'. "
+                f"Expected {expected}, got {size}"
+            )
+        if tensor.datatype == "BOOL" and bytes(tensor.data).translate(None, b"\0\1"):
+            raise InvalidArgument(
+                f"input '{tensor.name}' for model '{self.model}' is BOOL, expected bytes that are 0 or 1, got others"
+            )
+
+    def _check_strings(self, tensor: Tensor, count: int) -> Iterator[None]:
+        found = 0
         try:
-            found = len(unpack_bytes(tensor.data, count))
+            for elements in unpack_slices(tensor.data, count):
+                if found:
+                    yield
+                found += len(elements)
         except InvalidArgument as error:
             raise InvalidArgument(
                 f"the {count} string elements expected for inference input '{tensor.name}' for model '{self.model}' "
@@ -199,8 +220,30 @@ def rows_of(request: InferRequest, max_batch_size: int) -> int:
     return request.inputs[0].shape[0] if max_batch_size > 0 and request.inputs else 1
 
 
+def _check_parameters(parameters: Parameters) -> None:
+    """They are for switches and small texts: each costs more on its way to the model than in the request."""
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidArgument(f"{len(parameters)} parameters are over the limit of {MAX_PARAMETERS} in one request")
+    size = sum(len(name) + (len(value) if type(value) is str else 0) for name, value in parameters.items())
+    if size > MAX_PARAMETER_CHARS:
+        raise InvalidArgument(
+            f"parameters of {size} characters are over the limit of {MAX_PARAMETER_CHARS} in one request: "
+            "send large values as tensors"
+        )
+
+
 def _names(names: Sequence[str] | frozenset[str] | Mapping[str, TensorSpec]) -> str:
     return ", ".join(f"'{name}'" for name in (names if isinstance(names, list | dict) else sorted(names)))
+
+
+def _forgotten_dimension(expected: Sequence[int], shape: Sequence[int]) -> str:
+    """Tells who has left out a first dimension that counts rows, the most common mistake; empty for other mistakes."""
+    rows, row = tuple(expected[:1]), expected[1:]
+    if rows not in ((1,), (-1,)) or len(row) != len(shape):
+        return ""
+    if any(want not in (-1, got) for want, got in zip(row, shape, strict=True)):
+        return ""
+    return f" The first dimension, of the batch, is missing: one row has shape {_dims((1, *shape))}."
 
 
 def _dims(shape: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ resolves there (hence only hosts that mean this machine are answered) and by pos
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from roost.server.openapi_page import render
 
 _log = logging.getLogger(__name__)
 
+# Each holds figures of all models until it is read.
+_MAX_SCRAPES = 8
+_SCRAPE_TIMEOUT_S = 60.0
 _READS = frozenset({"GET", "HEAD"})
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -68,22 +72,41 @@ def _docs_handler(api: Callable[[], Document]) -> Handler:
 
 
 def _metrics_handler(metrics: Metrics) -> Handler:
+    under_way = 0
+
     async def handle(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
-        async with aclosing(metrics.render()) as parts:
-            first = await anext(parts)  # what fails, fails before the status is sent
-            try:
+        nonlocal under_way
+        if under_way >= _MAX_SCRAPES:
+            return _error(503, f"{under_way} scrapes are under way, as many as there may be", {"Retry-After": "1"})
+        under_way += 1
+        try:
+            return await _scrape(request, metrics)
+        finally:
+            under_way -= 1
+
+    return handle
+
+
+async def _scrape(request: web.Request, metrics: Metrics) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
+    async with aclosing(metrics.render()) as parts:
+        first = await anext(parts)  # what fails, fails before the status is sent
+        try:
+            async with asyncio.timeout(_SCRAPE_TIMEOUT_S):
                 await response.prepare(request)
                 if request.method != "HEAD":
                     await response.write(first)
                     async for part in parts:
                         await response.write(part)
                 await response.write_eof()
-            except ConnectionError:
-                _log.debug("a scrape was broken off by its client")
-        return response
-
-    return handle
+        except ConnectionError:
+            _log.debug("a scrape was broken off by its client")
+        except TimeoutError:
+            _log.warning("cut off %s: it did not read the metrics within %g s", request.remote, _SCRAPE_TIMEOUT_S)
+            response.force_close()
+            if request.transport is not None:
+                request.transport.abort()
+    return response
 
 
 def is_this_machine(host: str) -> bool:

@@ -21,8 +21,8 @@ from roost.router.view import MeshView
 from roost.server.client_memory import ClientMemory, NoGpuMemory
 from roost.server.data_plane_protocol import LogSettings, RepositoryParameters, TraceSettings
 from roost.server.log_settings import LogBook
+from roost.server.offload import Offload
 from roost.server.region_io import RegionIO, uses_regions
-from roost.server.rest.offload import Offload
 from roost.server.trace import TraceBook
 
 access_log = logging.getLogger("roost.access")
@@ -71,7 +71,7 @@ class RouterDataPlane:
         self._log_requests = log_requests
         self._log_book = log_book
         self._trace_book = TraceBook()
-        self._copies = Offload()
+        self._copies = Offload("region-copies")
         self._accepting = False
         self.request_timeout_s = request_timeout_s
         self.bodies = ByteBudget(body_budget_bytes)
@@ -125,6 +125,7 @@ class RouterDataPlane:
                 response = await self._router.infer(request)
         except BaseException as error:
             self._count(request, error)
+            _drop_frames(error)
             raise
         self._count(request, None)
         return response
@@ -141,6 +142,7 @@ class RouterDataPlane:
         except BaseException as error:
             closed = not isinstance(error, Exception)
             self._count(request, None if ended and closed else error)
+            _drop_frames(error)
             raise
         self._count(request, None)
 
@@ -200,9 +202,9 @@ class RouterDataPlane:
         """See ``DataPlane``."""
         return self._log_book.update(updates)
 
-    async def repository_index(self, ready: bool = False) -> list[IndexEntry]:
+    async def repository_index(self, ready: bool = False, name: str = "") -> list[IndexEntry]:
         """See ``DataPlane``."""
-        return await self._router.index(ready)
+        return await self._router.index(ready, name)
 
     async def load_model(self, name: str, parameters: RepositoryParameters) -> None:
         """See ``DataPlane``."""
@@ -217,10 +219,10 @@ class RouterDataPlane:
         for key in parameters:
             if key != "unload_dependents":
                 raise InvalidArgument(f"unrecognized unload parameter '{key}'.")
-        with_dependents = parameters.get("unload_dependents", False)
-        if not isinstance(with_dependents, bool):
+        # Models that only this one needs would go with it; without ensembles there are none.
+        if not isinstance(parameters.get("unload_dependents", False), bool):
             raise InvalidArgument("unload parameter 'unload_dependents' is true or false")
-        await self._router.unload(check_name(name), with_dependents)
+        await self._router.unload(check_name(name))
 
     def view(self) -> MeshView:
         """What the mesh looks like now."""
@@ -262,3 +264,13 @@ class RouterDataPlane:
                 record.total_s * 1e3,
                 extra={"caller": context.caller, "request_id": request.id},
             )
+
+
+def _drop_frames(error: BaseException) -> None:
+    """Takes the traceback off an expected error; nobody prints it.
+
+    Futures keep errors, and the frames of a traceback keep futures: a failed request would keep its tensors until the
+    garbage collector comes by.
+    """
+    if isinstance(error, RoostError):
+        error.__traceback__ = None

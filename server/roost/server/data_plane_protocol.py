@@ -197,8 +197,8 @@ class DataPlane(Protocol):
     def cuda_shared_memory(self) -> CudaSharedMemory:
         """The clients' regions of CUDA memory."""
 
-    async def repository_index(self, ready: bool = False) -> list[IndexEntry]:
-        """The models of the repositories, only the ready ones if so asked."""
+    async def repository_index(self, ready: bool = False, name: str = "") -> list[IndexEntry]:
+        """The models of the repositories, only the ready ones if so asked, or one model alone."""
 
     async def load_model(self, name: str, parameters: RepositoryParameters) -> None:
         """Makes a model available and creates one instance of each of its versions.

@@ -43,42 +43,34 @@ class Calls:
             call: Answers; gets the message, the call's context and when it arrived.
             gate: Receives the message.
         """
-        check = self.guard(group)
 
-        async def answer(context: Any) -> bytes | RoostError:
+        async def answer(context: Any) -> bytes:
             arrived = time.monotonic()
-            try:
-                if check is not None:
-                    check(context)
-                return await call(await self._receive(context, gate), context, arrived)
-            except RoostError as error:
-                return as_value(error)
-            except Exception as error:  # the boundary of the request
-                return unexpected(error, name)
+            return await call(await self._receive(context, gate), context, arrived)
 
-        async def handle(_messages: Any, context: Any) -> bytes:
-            result = await answer(context)
-            return await self.abort(context, result, name) if isinstance(result, RoostError) else result
-
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return self._handler(name, group, answer)
 
     def unread(self, name: str, group: str, call: Callable[[], bytes]) -> grpc.RpcMethodHandler:
         """Makes a handler for a request without content: it isn't received, so no flood or slow sender delays it."""
+
+        async def answer(_context: Any) -> bytes:
+            return call()
+
+        return self._handler(name, group, answer)
+
+    def _handler(self, name: str, group: str, answer: Callable[[Any], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
         check = self.guard(group)
 
-        def answer(context: Any) -> bytes | RoostError:
+        async def handle(_messages: Any, context: Any) -> bytes:
             try:
                 if check is not None:
                     check(context)
-                return call()
+                return await answer(context)
             except RoostError as error:
-                return as_value(error)
+                failure = as_value(error)
             except Exception as error:  # the boundary of the request
-                return unexpected(error, name)
-
-        async def handle(_messages: Any, context: Any) -> bytes:
-            result = answer(context)
-            return await self.abort(context, result, name) if isinstance(result, RoostError) else result
+                failure = unexpected(error, name)
+            await self.abort(context, failure, name)
 
         return grpc.stream_unary_rpc_method_handler(handle)
 

@@ -241,11 +241,11 @@ def _read_inputs(
 
 def _read_outputs(message: pb.ModelInferRequest) -> list[RequestedOutput]:
     outputs = [_read_output(output) for output in message.outputs]
-    if len(outputs) > 1:
-        names = [output.name for output in outputs]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InvalidArgument(f"output '{twice}' already exists in request")
+    names: set[str] = set()
+    for output in outputs:
+        if output.name in names:
+            raise InvalidArgument(f"output '{output.name}' already exists in request")
+        names.add(output.name)
     return outputs
 
 

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from roost.core.errors import Code, Internal, RoostError
+from roost.core.errors import Code, Internal, LoadFailed, PollFailed, RegionTooSmall, RoostError
 
 _LOG = logging.getLogger(__name__)
+_CORE_LOG = logging.getLogger("grpc._cython.cygrpc")  # what grpc.aio itself has to say
 
 STATUS_OF_CODE: Mapping[Code, grpc.StatusCode] = {
     Code.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,6 +49,11 @@ _TRITON_STATUS_OF_METHOD: Mapping[tuple[str, Code], grpc.StatusCode] = {
     ("LogSettings", Code.INVALID_ARGUMENT): grpc.StatusCode.UNAVAILABLE,
     ("SystemSharedMemoryRegister", Code.NOT_FOUND): grpc.StatusCode.INTERNAL,
 }
+_TRITON_STATUS_OF_ERROR: Mapping[type[RoostError], grpc.StatusCode] = {
+    RegionTooSmall: grpc.StatusCode.INTERNAL,
+    PollFailed: grpc.StatusCode.INTERNAL,
+    LoadFailed: grpc.StatusCode.INVALID_ARGUMENT,
+}
 
 # Clients refuse metadata over 8 KiB at random, and percent-encoding may triple a message.
 _MAX_DETAILS_BYTES = 2400
@@ -63,7 +69,8 @@ def status_of(error: RoostError, method: str = "", compat_triton: bool = False) 
     """
     if not compat_triton:
         return STATUS_OF_CODE[error.code]
-    return _TRITON_STATUS_OF_METHOD.get((method, error.code)) or _TRITON_STATUS_OF_CODE[error.code]
+    by_error = _TRITON_STATUS_OF_ERROR.get(type(error))
+    return by_error or _TRITON_STATUS_OF_METHOD.get((method, error.code)) or _TRITON_STATUS_OF_CODE[error.code]
 
 
 def unexpected(error: Exception, method: str) -> Internal:
@@ -96,6 +103,20 @@ def trailing_metadata_of(error: RoostError) -> tuple[tuple[str, str], ...]:
         return ()
     delay_ms = str(max(0, math.ceil(error.retry_after_s * 1000)))
     return (("retry-after-ms", delay_ms), ("grpc-retry-pushback-ms", delay_ms))
+
+
+def log_ended_calls_quietly() -> None:
+    """Keeps calls that the core has ended itself out of the log.
+
+    It ends one whose message is over the limit, for instance. If the handler returns before grpc.aio has heard of it,
+    grpc.aio fails to send the status and logs that as an error with a traceback, though only the client did wrong.
+    """
+    _CORE_LOG.addFilter(_is_no_ended_call)
+
+
+def _is_no_ended_call(record: logging.LogRecord) -> bool:
+    failure = record.exc_info[1] if record.exc_info else None
+    return not isinstance(failure, grpc.aio.InternalError)
 
 
 async def abort(context: Any, error: RoostError, status: grpc.StatusCode | None = None) -> NoReturn:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 from roost.proto import grpc_service_pb2 as pb
 from roost.server import grpc_messages as messages
@@ -10,6 +11,9 @@ from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_calls import Call, Calls, Handlers
 from roost.server.grpc_codec import parse_message
 from roost.server.grpc_receive import ReceiveGate
+
+# Writing so many takes a few milliseconds.
+_SLICE_MODELS: Final = 128
 
 
 class ExtensionCalls:
@@ -43,7 +47,13 @@ class ExtensionCalls:
 
     async def _statistics(self, raw: bytes, _context: Any, _arrived: float) -> bytes:
         request = parse_message(pb.ModelStatisticsRequest, raw)
-        return messages.encode_statistics(await self._data_plane.model_statistics(request.name, request.version))
+        statistics = await self._data_plane.model_statistics(request.name, request.version)
+        pieces: list[bytes] = []
+        for start in range(0, len(statistics), _SLICE_MODELS):  # of very many models, other calls go on in between
+            if start:
+                await asyncio.sleep(0)
+            pieces.append(messages.encode_statistics(statistics[start : start + _SLICE_MODELS]))
+        return b"".join(pieces)  # messages one after the other are one message with all of their elements
 
     async def _system_status(self, raw: bytes, _context: Any, _arrived: float) -> bytes:
         request = parse_message(pb.SystemSharedMemoryStatusRequest, raw)

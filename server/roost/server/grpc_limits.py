@@ -83,6 +83,8 @@ class GrpcLimits:
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
             ("grpc.keepalive_time_ms", _ms(self.keepalive_time_s)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
+            # Without it the core waits a minute for the answer to a ping, whatever the keepalive timeout is.
+            ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout_s)),
             ("grpc.keepalive_permit_without_calls", int(self.keepalive_permit_without_calls)),
             ("grpc.http2.max_pings_without_data", self.max_pings_without_data),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_client_ping_interval_s)),

@@ -14,6 +14,7 @@ import grpc.aio
 from roost.proto.pool import SERVICE_NAME
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_calls import Calls, Handlers
+from roost.server.grpc_errors import log_ended_calls_quietly
 from roost.server.grpc_extensions import ExtensionCalls
 from roost.server.grpc_health import HEALTH_SERVICE_NAME, HealthService
 from roost.server.grpc_inference import InferenceCalls, RepositoryCalls
@@ -86,6 +87,7 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
         limits: Limits and transport settings.
         options: What the operator chose besides.
     """
+    log_ended_calls_quietly()
     closing = asyncio.Event()
     executor = ThreadPoolExecutor(_INFLATE_THREADS, thread_name_prefix="roost-grpc-inflate")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from roost.core.errors import InvalidArgument
+from roost.core.errors import RegionTooSmall
 from roost.core.requests import InferRequest, InferResponse, RegionSlice
 from roost.server.client_memory import ClientMemory, Region
 from roost.server.data_plane_protocol import Budget
-from roost.server.rest.offload import Offload
+from roost.server.offload import Offload
 
 # Copies beyond this go to a thread: they take longer than getting there and back (measured: 170 us, 2 MiB).
 THREAD_BYTES = 2 << 20
@@ -95,7 +95,7 @@ class RegionIO:
             size_bytes += needed
             _, part = self._outputs[output.name]
             if needed > part.byte_size:
-                raise InvalidArgument(
+                raise RegionTooSmall(
                     f"shared memory size specified with the request for output '{output.name}' "
                     f"({part.byte_size} bytes) should be at least {needed} bytes to hold the results"
                 )

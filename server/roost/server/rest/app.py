@@ -8,16 +8,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from roost.core.errors import RoostError
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.offload import Offload
 from roost.server.openapi import add_openapi_route
 from roost.server.rest.body import BodyReader
 from roost.server.rest.delivery import send_small
-from roost.server.rest.documents import DocumentReader
+from roost.server.rest.documents import MAX_DOCUMENT_BYTES, DocumentReader
 from roost.server.rest.errors import ClientGone, Refusal, error_response, response_of
+from roost.server.rest.exchange import Exchange
 from roost.server.rest.generate import GenerateHandler
 from roost.server.rest.handlers import MetadataHandlers
-from roost.server.rest.infer import HeaderForwarding, InferHandler
+from roost.server.rest.infer import InferHandler
 from roost.server.rest.limits import RestLimits
-from roost.server.rest.offload import Offload
 from roost.server.rest.paths import MODEL_PATHS
 from roost.server.rest.protocol import RestRunner
 from roost.server.rest.repository import RepositoryHandlers
@@ -38,20 +39,18 @@ def build_rest_app(
 ) -> web.Application:
     """Makes the application; ``RestRunner`` serves it."""
     app = web.Application(middlewares=[_boundary(limits.write_timeout_s, options.compat_triton)])
-    offload = Offload()
+    offload = Offload("rest-codec")
     reader = BodyReader(limits.max_body_bytes, data_plane.request_timeout_s, offload, data_plane.refused)
     routes = Routes(app, options.restrictions)
-    forwarding = HeaderForwarding(options.forward_headers)
-    _add_inference(
-        routes,
-        InferHandler(data_plane, limits, reader, offload, forwarding),
-        GenerateHandler(data_plane, limits, reader, offload, forwarding),
-    )
-    add_v1_routes(routes, V1Handlers(data_plane, limits, reader, offload, forwarding))
+    exchange = Exchange(data_plane, reader, offload, options.forward_headers, limits.write_timeout_s)
+    _add_inference(routes, InferHandler(exchange), GenerateHandler(exchange))
+    add_v1_routes(routes, V1Handlers(exchange))
     _add_metadata(routes, MetadataHandlers(data_plane))
     _add_statistics(routes, StatisticsHandlers(data_plane, offload, limits.write_timeout_s))
-    _add_repository(routes, RepositoryHandlers(data_plane, reader, offload))
-    documents = DocumentReader(data_plane.bodies, reader, offload)
+    small = min(limits.max_body_bytes, MAX_DOCUMENT_BYTES)
+    small_reader = BodyReader(small, data_plane.request_timeout_s, offload, data_plane.refused)
+    documents = DocumentReader(data_plane.bodies, small_reader, offload)
+    _add_repository(routes, RepositoryHandlers(data_plane, documents, reader, offload))
     _add_settings(routes, SettingsHandlers(data_plane, documents))
     _add_shared_memory(routes, SharedMemoryHandlers(data_plane, documents))
     add_openapi_route(app)
@@ -127,6 +126,8 @@ def _boundary(write_timeout_s: float, compat_triton: bool) -> Middleware:
             response.force_close()
         except (RoostError, Refusal, web.HTTPException) as error:
             response = response_of(error, _call(request) if compat_triton else None)
+            # Nobody prints it, and where a future keeps the error its frames would keep the body until a collection.
+            error.__traceback__ = None
         except Exception as error:
             response = _give_up(request, error)
         if not request.content.is_eof() and response.status >= 400:

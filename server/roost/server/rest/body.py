@@ -11,9 +11,9 @@ from aiohttp import StreamReader, hdrs, web
 from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
 from roost.core.units import format_bytes
 from roost.server.data_plane_protocol import Budget
+from roost.server.offload import Offload
 from roost.server.rest import compression
 from roost.server.rest.errors import ClientGone, Refusal, retry_after
-from roost.server.rest.offload import Offload
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _INLINE_BYTES = 64 * 1024

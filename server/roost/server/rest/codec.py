@@ -13,7 +13,7 @@ from typing import Any
 from roost.core.errors import InvalidArgument
 from roost.core.requests import InferRequest, RegionSlice, RequestContext
 from roost.core.tensors import DATATYPES, DataType, Parameters, Tensor, element_count
-from roost.server.rest.codec_json import kind, pack_elements, parse_json
+from roost.server.rest.codec_json import SourceText, kind, pack_elements, parse_json
 from roost.server.rest.codec_outputs import (
     REGION,
     REGION_KEYS,
@@ -71,11 +71,11 @@ def decode_infer(
         header_length = len(body)
     elif header_length > len(body):
         raise InvalidArgument(f"{HEADER_LENGTH} should be in range 0 to {len(body)}, got {header_length}")
-    text = body[:header_length]
-    document = parse_json(text)
+    document = parse_json(body[:header_length])
     if type(document) is not dict:
         raise MalformedRequest(f"unable to parse the request JSON: expected an object, got {kind(document)}")
     check_unknown(document, _REQUEST_KEYS, 2)
+    text = SourceText(body[:header_length])
     id_ = document.get("id", "")
     if type(id_) is not str:
         raise MalformedRequest(f"Unable to parse 'id': expected a string, got {kind(id_)}")
@@ -100,7 +100,7 @@ def decode_infer(
 
 
 def _decode_inputs(
-    document: dict[str, Any], text: memoryview, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
+    document: dict[str, Any], text: SourceText, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
 ) -> list[Tensor]:
     """The inputs; where those in shared memory are goes into ``regions``."""
     items = document.get("inputs")
@@ -126,7 +126,7 @@ def _decode_inputs(
 
 
 def _decode_input(
-    item: object, text: memoryview, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
+    item: object, text: SourceText, binary: memoryview, model_name: str, regions: dict[str, RegionSlice]
 ) -> tuple[Tensor, int]:
     """One input, and how many bytes of the binary part are its own."""
     if type(item) is not dict:

@@ -9,7 +9,7 @@ import orjson
 from roost.core.errors import InvalidArgument
 from roost.core.requests import InferRequest, InferResponse, RequestContext
 from roost.core.tensors import DATATYPES, Tensor, TensorSpec, element_count
-from roost.server.rest.codec_json import flatten, kind, pack_elements, parse_object
+from roost.server.rest.codec_json import SourceText, flatten, kind, pack_elements, parse_object
 from roost.server.rest.codec_json_out import json_parameters, json_pieces
 from roost.server.rest.codec_parameters import request_parameters
 from roost.server.rest.errors import MalformedRequest
@@ -43,7 +43,7 @@ def decode_generate(
             others[key] = value
         else:
             tensors.append(_tensor(spec, value))
-    parameters, _ = request_parameters(others, context, body)
+    parameters, _ = request_parameters(others, context, SourceText(body))
     return InferRequest(model_name, model_version, context, tensors, id=id_, parameters=parameters)
 
 

@@ -52,7 +52,7 @@ def kind(value: object) -> str:
 def parse_json(data: Buffer) -> Any:
     """Parses a JSON text; NaN, Infinity and -Infinity are numbers, as in the protocol.
 
-    Integers beyond 64 bits become floats, see ``refuse_wide_integers``.
+    Integers beyond 64 bits become floats, see ``SourceText``.
 
     Raises:
         MalformedRequest: If it is not one, or is nested beyond reason.
@@ -85,18 +85,33 @@ def parse_object(data: Buffer) -> dict[str, Any]:
     return document
 
 
-def refuse_wide_integers(data: Buffer) -> None:
-    """Looks for integers beyond 64 bits in a text that ``parse_json`` took; it made floats of them.
+class SourceText:
+    """The text that a document was parsed from, for what the document does not tell.
 
-    For the rare text with a float where an integer would have been fine, and so large that it may have been one.
-
-    Raises:
-        MalformedRequest: If there is one.
+    Args:
+        data: A text that ``parse_json`` took.
     """
-    try:
-        json.loads(bytes(data), parse_int=_parse_integer)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"failed to parse the request JSON buffer: {error}") from None
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Buffer) -> None:
+        self._data: Buffer | None = data
+
+    def refuse_wide_integers(self) -> None:
+        """Looks for integers beyond 64 bits, of which ``parse_json`` made floats; once, however often it is called.
+
+        For the rare text with a float where an integer would have been fine, and so large that it may have been one.
+
+        Raises:
+            MalformedRequest: If there is one.
+        """
+        data, self._data = self._data, None  # clients choose how many such floats there are
+        if data is None:
+            return
+        try:
+            json.loads(bytes(data), parse_int=_parse_integer)
+        except (ValueError, RecursionError) as error:
+            raise MalformedRequest(f"failed to parse the request JSON buffer: {error}") from None
 
 
 def _parse_slowly(raw: bytes) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 from roost.core.errors import InvalidArgument
 from roost.core.requests import RegionSlice, RequestedOutput
-from roost.core.tensors import Buffer, Parameters
-from roost.server.rest.codec_json import check_depth, kind
+from roost.core.tensors import Parameters
+from roost.server.rest.codec_json import SourceText, check_depth, kind
 from roost.server.rest.codec_parameters import check_parameters
 from roost.server.rest.errors import MalformedRequest
 
@@ -66,7 +66,7 @@ def _unsigned(parameters: Parameters, key: str, where: str) -> int:
     return value
 
 
-def decode_outputs(items: object, text: Buffer) -> list[RequestedOutput]:
+def decode_outputs(items: object, text: SourceText) -> list[RequestedOutput]:
     """Reads ``outputs``.
 
     Args:
@@ -92,7 +92,7 @@ def decode_outputs(items: object, text: Buffer) -> list[RequestedOutput]:
     return outputs
 
 
-def _decode_output(name: str, item: dict[str, Any], text: Buffer) -> RequestedOutput:
+def _decode_output(name: str, item: dict[str, Any], text: SourceText) -> RequestedOutput:
     if "parameters" not in item:
         return RequestedOutput(name)
     parameters = check_parameters(item["parameters"], f"output '{name}'", text)

@@ -6,8 +6,8 @@ from typing import Any
 
 from roost.core.errors import InvalidArgument
 from roost.core.requests import RequestContext
-from roost.core.tensors import Buffer, ParameterValue
-from roost.server.rest.codec_json import kind, refuse_wide_integers
+from roost.core.tensors import ParameterValue
+from roost.server.rest.codec_json import SourceText, kind
 from roost.server.rest.errors import MalformedRequest
 
 _INT64_MIN = -(2**63)
@@ -17,7 +17,7 @@ _BOOLEANS = frozenset({"sequence_start", "sequence_end", "binary_data_output"})
 _UNSIGNED = frozenset({"priority", "timeout"})
 
 
-def check_parameters(value: object, where: str, text: Buffer) -> dict[str, Any]:
+def check_parameters(value: object, where: str, text: SourceText) -> dict[str, Any]:
     """Checks the type of a ``parameters`` object and of its values.
 
     Args:
@@ -38,11 +38,13 @@ def check_parameters(value: object, where: str, text: Buffer) -> dict[str, Any]:
         if type(item) is int and not _INT64_MIN <= item <= _UINT64_MAX:
             raise InvalidArgument(f"parameter '{key}' of {where} does not fit 64 bits")
         if type(item) is float and abs(item) >= _WIDE:
-            refuse_wide_integers(text)
+            text.refuse_wide_integers()
     return value
 
 
-def request_parameters(value: object, context: RequestContext, text: Buffer) -> tuple[dict[str, ParameterValue], bool]:
+def request_parameters(
+    value: object, context: RequestContext, text: SourceText
+) -> tuple[dict[str, ParameterValue], bool]:
     """Takes the request's parameters apart.
 
     ``timeout`` (microseconds) can only bring the context's deadline closer; it and ``priority`` go into the context.

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import Buffer
+from roost.server.offload import Offload
 from roost.server.rest.errors import Refusal
-from roost.server.rest.offload import Offload
 
 IDENTITY = "identity"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}

@@ -1,4 +1,4 @@
-"""Small JSON bodies: those of every call but infer and load."""
+"""Small JSON bodies: those of every call but inference and load."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Any
 
 from aiohttp import web
 from roost.server.data_plane_protocol import Budget
+from roost.server.offload import Offload, without_collections
 from roost.server.rest.body import Body, BodyReader
 from roost.server.rest.codec_json import LARGE_JSON_BYTES, parse_object
-from roost.server.rest.offload import Offload, without_collections
+
+# Far beyond what such calls need, and so little that reading it does not hold up others.
+MAX_DOCUMENT_BYTES = 1 << 20
 
 
 class DocumentReader:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from aiohttp import web
-from roost.core.errors import Code, InvalidArgument, Limit, RoostError
+from roost.core.errors import Code, InvalidArgument, Limit, LoadFailed, PollFailed, RegionTooSmall, RoostError
 
 _log = logging.getLogger(__name__)
 
@@ -53,12 +53,22 @@ _TRITON_STATUS_OF_CALL: Mapping[tuple[str, Code], int] = {
     ("setting", Code.FAILED_PRECONDITION): 400,
     ("logging", Code.INVALID_ARGUMENT): 503,
     ("register", Code.NOT_FOUND): 500,
+    ("load", Code.INVALID_ARGUMENT): 500,
 }
 _RETRY_STATUSES = frozenset({429, 503})
 
 
 class MalformedRequest(InvalidArgument):
     """A body that is not the JSON that the call takes; Triton has another status for it than for wrong values."""
+
+
+# And for errors that it tells from others of their code.
+_TRITON_STATUS_OF_ERROR: Mapping[type[RoostError], int] = {
+    MalformedRequest: 500,
+    RegionTooSmall: 500,
+    PollFailed: 500,
+    LoadFailed: 400,
+}
 
 
 class Refusal(Exception):
@@ -139,9 +149,8 @@ def error_body(error: Exception) -> bytes:
 
 
 def _triton_status(error: RoostError, call: str) -> int:
-    if isinstance(error, MalformedRequest):
-        return 500
-    return _TRITON_STATUS_OF_CALL.get((call, error.code)) or TRITON_STATUS[error.code]
+    by_error = _TRITON_STATUS_OF_ERROR.get(type(error))
+    return by_error or _TRITON_STATUS_OF_CALL.get((call, error.code)) or TRITON_STATUS[error.code]
 
 
 def unexpected_error(error: BaseException | None) -> web.Response:

@@ -9,66 +9,43 @@ from functools import partial
 from aiohttp import web
 from roost.core.errors import Internal, InvalidArgument
 from roost.core.requests import InferRequest, InferResponse
-from roost.server.data_plane_protocol import DataPlane
 from roost.server.rest import compression, delivery
-from roost.server.rest.body import Body, BodyReader
+from roost.server.rest.body import Body
 from roost.server.rest.codec_generate import decode_generate, encode_generate
-from roost.server.rest.codec_json import LARGE_JSON_BYTES
 from roost.server.rest.codec_response import is_large
 from roost.server.rest.errors import ClientGone, error_body
-from roost.server.rest.infer import HeaderForwarding, metadata_in_time, new_context
-from roost.server.rest.limits import RestLimits
-from roost.server.rest.offload import Offload, without_collections
+from roost.server.rest.exchange import Exchange
 from roost.server.rest.paths import model_in_path
 
 
 class GenerateHandler:
-    """Answers ``POST .../generate`` and ``POST .../generate_stream``, for decoupled and for ordinary models.
+    """Answers ``POST .../generate`` and ``POST .../generate_stream``, for decoupled and for ordinary models."""
 
-    Args:
-        data_plane: Where requests go.
-        limits: Caps and timeouts.
-        reader: Reads bodies.
-        offload: Where large JSON is read and written.
-        forwarding: Gives headers to models.
-    """
-
-    def __init__(
-        self,
-        data_plane: DataPlane,
-        limits: RestLimits,
-        reader: BodyReader,
-        offload: Offload,
-        forwarding: HeaderForwarding,
-    ) -> None:
-        self._data_plane = data_plane
-        self._write_timeout_s = limits.write_timeout_s
-        self._reader = reader
-        self._offload = offload
-        self._forwarding = forwarding
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Runs one request of a model that answers it exactly once."""
-        with Body(self._data_plane.bodies) as body:
+        with self._exchange.body() as body:
             infer_request = await self._receive(request, body)
-            async with aclosing(self._data_plane.infer_stream(infer_request)) as responses:
+            async with aclosing(self._exchange.data_plane.infer_stream(infer_request)) as responses:
                 response = await _only(responses, infer_request.model_name)
             text = await self._encode(response, infer_request, body)
             headers = {"Content-Type": "application/json"}
-            return await delivery.send(request, headers, [text], self._write_timeout_s)
+            return await delivery.send(request, headers, [text], self._exchange.write_timeout_s)
 
     async def generate_stream(self, request: web.Request) -> web.StreamResponse:
         """Runs one request and sends each response as it comes; a client that goes away cancels it.
 
         The first response decides about the status; what fails behind it is the last event.
         """
-        with Body(self._data_plane.bodies) as body:
+        with self._exchange.body() as body:
             infer_request = await self._receive(request, body)
-            async with aclosing(self._data_plane.infer_stream(infer_request)) as responses:
+            async with aclosing(self._exchange.data_plane.infer_stream(infer_request)) as responses:
                 texts = self._texts(responses, infer_request, body)
                 async with aclosing(texts):
                     first = await anext(texts, None)
-                    events = delivery.EventStream(request, self._write_timeout_s)
+                    events = delivery.EventStream(request, self._exchange.write_timeout_s)
                     try:
                         await events.open()
                         if first is not None:
@@ -83,15 +60,12 @@ class GenerateHandler:
         if request.headers.get("Content-Encoding", compression.IDENTITY) != compression.IDENTITY:
             raise InvalidArgument("generate requests can't be compressed: send them with no Content-Encoding")
         name, version = model_in_path(request)
-        context = new_context(request, self._data_plane.request_timeout_s)
-        await self._reader.read(request, body)
-        metadata = await metadata_in_time(self._data_plane, name, version, context)
+        context = self._exchange.context(request)
+        await self._exchange.read(request, body)
+        metadata = await self._exchange.metadata(name, version, context)
         decode = partial(decode_generate, model_name=name, model_version=version, context=context)
-        if len(body.data) > LARGE_JSON_BYTES:
-            infer_request = await self._offload.run(body, without_collections, decode, body.data, metadata.inputs)
-        else:
-            infer_request = decode(body.data, metadata.inputs)
-        self._forwarding.apply(request, infer_request)
+        infer_request = await self._exchange.decode(body, len(body.data), decode, body.data, metadata.inputs)
+        self._exchange.forward_headers(request, infer_request)
         return infer_request
 
     async def _texts(
@@ -103,7 +77,7 @@ class GenerateHandler:
 
     async def _encode(self, response: InferResponse, infer_request: InferRequest, body: Body) -> bytes:
         if is_large(response):
-            return await self._offload.run(body, encode_generate, response, infer_request.id)
+            return await self._exchange.offload.run(body, encode_generate, response, infer_request.id)
         return encode_generate(response, infer_request.id)
 
 

@@ -7,31 +7,40 @@ from typing import Any
 from aiohttp import web
 from roost.core.errors import InvalidArgument, Unimplemented
 from roost.core.metadata import IndexEntry
+from roost.registry_client.overrides import MAX_FILES
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.offload import Offload, without_collections
 from roost.server.rest.body import Body, BodyReader
 from roost.server.rest.codec_base64 import decode_base64
 from roost.server.rest.codec_json import LARGE_JSON_BYTES, kind, parse_object
+from roost.server.rest.documents import DocumentReader
 from roost.server.rest.errors import MalformedRequest
 from roost.server.rest.handlers import json_response
-from roost.server.rest.offload import Offload, without_collections
 
 _FILE_PREFIX = "file:"
+_MAX_PARAMETERS = 1 + MAX_FILES  # a configuration and files
 
 
 class RepositoryHandlers:
-    """Answers the POST calls below ``/v2/repository``."""
+    """Answers the POST calls below ``/v2/repository``.
 
-    def __init__(self, data_plane: DataPlane, reader: BodyReader, offload: Offload) -> None:
+    Args:
+        data_plane: Knows the models.
+        documents: Reads small bodies.
+        reader: Reads bodies that may hold files.
+        offload: Where those are parsed and decoded.
+    """
+
+    def __init__(self, data_plane: DataPlane, documents: DocumentReader, reader: BodyReader, offload: Offload) -> None:
         self._data_plane = data_plane
+        self._documents = documents
         self._reader = reader
         self._offload = offload
 
     async def index(self, request: web.Request) -> web.StreamResponse:
         """``POST /v2/repository/index``."""
         _refuse_repository_name(request)
-        with Body(self._data_plane.bodies) as body:
-            await self._reader.read(request, body)
-            ready = (await self._parse(body)).get("ready", False)
+        ready = (await self._documents.read(request)).get("ready", False)
         if type(ready) is not bool:
             raise MalformedRequest(f"unable to parse 'ready': expected a boolean, got {kind(ready)}")
         return json_response([_entry(entry) for entry in await self._data_plane.repository_index(ready)])
@@ -41,7 +50,7 @@ class RepositoryHandlers:
         _refuse_repository_name(request)
         with Body(self._data_plane.bodies) as body:
             await self._reader.read(request, body)
-            parameters = _parameters(await self._parse(body))
+            parameters = await self._parse(body)
             await self._decode_files(parameters, body)
             await self._data_plane.load_model(request.match_info["model"], parameters)
         return web.Response()
@@ -49,16 +58,14 @@ class RepositoryHandlers:
     async def unload(self, request: web.Request) -> web.StreamResponse:
         """``POST /v2/repository/models/{model}/unload``."""
         _refuse_repository_name(request)
-        with Body(self._data_plane.bodies) as body:
-            await self._reader.read(request, body)
-            parameters = _parameters(await self._parse(body))
-            await self._data_plane.unload_model(request.match_info["model"], parameters)
+        parameters = _parameters(await self._documents.read(request))
+        await self._data_plane.unload_model(request.match_info["model"], parameters)
         return web.Response()
 
-    async def _parse(self, body: Body) -> dict[str, Any]:
+    async def _parse(self, body: Body) -> dict[str, bool | int | str | bytes]:
         if len(body.data) > LARGE_JSON_BYTES:
-            return await self._offload.run(body, without_collections, parse_object, body.data)
-        return parse_object(body.data)
+            return await self._offload.run(body, without_collections, _parse_load, body.data)
+        return _parse_load(body.data)
 
     async def _decode_files(self, parameters: dict[str, bool | int | str | bytes], body: Body) -> None:
         """Decodes files where they stand; what they take is held of the budget, like the body."""
@@ -90,10 +97,16 @@ def _entry(entry: IndexEntry) -> dict[str, str]:
     return document
 
 
+def _parse_load(data: memoryview) -> dict[str, bool | int | str | bytes]:
+    return _parameters(parse_object(data))
+
+
 def _parameters(document: dict[str, Any]) -> dict[str, bool | int | str | bytes]:
     value = document.get("parameters", {})
     if type(value) is not dict:
         raise MalformedRequest(f"unable to parse 'parameters': expected an object, got {kind(value)}")
+    if len(value) > _MAX_PARAMETERS:
+        raise InvalidArgument(f"{len(value)} parameters are over the limit of {_MAX_PARAMETERS} in one call")
     for key, item in value.items():
         if type(item) not in (bool, int, str):
             raise InvalidArgument(

@@ -9,8 +9,8 @@ import orjson
 from aiohttp import web
 from roost.core.statistics import ModelStatistics
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.offload import Offload
 from roost.server.rest import delivery
-from roost.server.rest.offload import Offload
 from roost.server.rest.paths import model_in_path
 
 # Writing so many takes about a millisecond.
@@ -33,17 +33,20 @@ class StatisticsHandlers:
 
     async def of_all(self, request: web.Request) -> web.StreamResponse:
         """Statistics of all models that were used."""
-        return await self._answer(request, await self._data_plane.model_statistics())
+        return await self._send(request, await self._encode(await self._data_plane.model_statistics()))
 
     async def of_model(self, request: web.Request) -> web.StreamResponse:
         """Statistics of one version, or of all versions of a model."""
-        return await self._answer(request, await self._data_plane.model_statistics(*model_in_path(request)))
+        statistics = await self._data_plane.model_statistics(*model_in_path(request))
+        return await self._send(request, await self._encode(statistics))
 
-    async def _answer(self, request: web.Request, statistics: Sequence[ModelStatistics]) -> web.StreamResponse:
+    async def _encode(self, statistics: Sequence[ModelStatistics]) -> list[bytes]:
         if len(statistics) <= _SLICE_MODELS:
-            pieces = encode_statistics(statistics)
-        else:
-            pieces = await self._offload.run(None, encode_statistics, statistics)
+            return encode_statistics(statistics)
+        return await self._offload.run(None, encode_statistics, statistics)
+
+    async def _send(self, request: web.Request, pieces: Sequence[bytes]) -> web.StreamResponse:
+        """Sends the text alone: while a client reads, what it was made of, which is far larger, is gone."""
         headers = {"Content-Type": "application/json"}
         return await delivery.send(request, headers, pieces, self._write_timeout_s)
 

@@ -7,15 +7,11 @@ from functools import partial
 from aiohttp import web
 from roost.core.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
 from roost.core.requests import RequestContext
-from roost.server.data_plane_protocol import DataPlane
-from roost.server.rest.body import Body, BodyReader
-from roost.server.rest.codec_json import LARGE_JSON_BYTES
+from roost.server.rest.body import Body
 from roost.server.rest.codec_response import large_outputs
 from roost.server.rest.errors import MalformedRequest
+from roost.server.rest.exchange import Exchange
 from roost.server.rest.handlers import json_response
-from roost.server.rest.infer import HeaderForwarding, answer, metadata_in_time, new_context
-from roost.server.rest.limits import RestLimits
-from roost.server.rest.offload import Offload, without_collections
 from roost.server.rest.paths import model_in_path
 from roost.server.rest.routes import Routes
 from roost.server.rest.v1_codec import PredictRequest, decode_predict
@@ -35,42 +31,22 @@ def add_v1_routes(routes: Routes, handlers: V1Handlers) -> None:
 
 
 class V1Handlers:
-    """Answers the calls below ``/v1``.
+    """Answers the calls below ``/v1``."""
 
-    Args:
-        data_plane: Where requests go.
-        limits: Caps and timeouts.
-        reader: Reads bodies.
-        offload: Where large JSON is read and written, and large answers are compressed.
-        forwarding: Gives headers to models.
-    """
-
-    def __init__(
-        self,
-        data_plane: DataPlane,
-        limits: RestLimits,
-        reader: BodyReader,
-        offload: Offload,
-        forwarding: HeaderForwarding,
-    ) -> None:
-        self._data_plane = data_plane
-        self._write_timeout_s = limits.write_timeout_s
-        self._reader = reader
-        self._offload = offload
-        self._forwarding = forwarding
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         """``GET /v1/models``."""
-        return json_response({"models": await self._data_plane.model_names()})
+        return json_response({"models": await self._exchange.data_plane.model_names()})
 
     async def model_ready(self, request: web.Request) -> web.StreamResponse:
         """``GET /v1/models/{model}``; unlike in v2 a model that is not ready is told from one that is unknown."""
         name = request.match_info["model"]
-        if await self._data_plane.model_ready(name):
+        if await self._exchange.data_plane.model_ready(name):
             return json_response({"name": name, "ready": True})
-        for entry in await self._data_plane.repository_index():
-            if entry.name == name:
-                raise Unavailable(f"Model with name {name} is not ready." + (entry.reason and f" {entry.reason}"))
+        for entry in await self._exchange.data_plane.repository_index(name=name):
+            raise Unavailable(f"Model with name {name} is not ready." + (entry.reason and f" {entry.reason}"))
         raise NotFound(f"Model with name {name} does not exist.")
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
@@ -79,29 +55,28 @@ class V1Handlers:
 
     async def predict(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/models/{model}[/versions/{version}]:predict``."""
-        context = new_context(request, self._data_plane.request_timeout_s)
-        with Body(self._data_plane.bodies) as body:
-            await self._reader.read(request, body)
+        exchange = self._exchange
+        context = exchange.context(request)
+        with exchange.body() as body:
+            await exchange.read(request, body)
             try:
                 predict_request = await self._decode(request, body, context)
             except MalformedRequest as error:
                 # Triton has no such protocol, so that its status for this means nothing here.
                 raise InvalidArgument(error.message) from None
-            self._forwarding.apply(request, predict_request)
-            response = await self._data_plane.infer(predict_request)
+            exchange.forward_headers(request, predict_request)
+            response = await exchange.data_plane.infer(predict_request)
             encode = partial(encode_predictions, in_rows=predict_request.in_rows)
             if large_outputs(response, predict_request):
-                pieces = await self._offload.run(body, encode, response.outputs)
+                pieces = await exchange.offload.run(body, encode, response.outputs)
             else:
                 pieces = encode(response.outputs)
             del response  # its memory is charged for; what is sent is a copy
             headers = {"Content-Type": "application/json"}
-            return await answer(request, headers, [*pieces], self._offload, self._write_timeout_s)
+            return await exchange.send(request, headers, [*pieces])
 
     async def _decode(self, request: web.Request, body: Body, context: RequestContext) -> PredictRequest:
         name, version = model_in_path(request)
-        metadata = await metadata_in_time(self._data_plane, name, version, context)
+        metadata = await self._exchange.metadata(name, version, context)
         decode = partial(decode_predict, model_name=name, model_version=version, context=context)
-        if len(body.data) > LARGE_JSON_BYTES:
-            return await self._offload.run(body, without_collections, decode, body.data, metadata.inputs)
-        return decode(body.data, metadata.inputs)
+        return await self._exchange.decode(body, len(body.data), decode, body.data, metadata.inputs)

@@ -15,7 +15,7 @@ from roost.core.requests import RequestContext
 from roost.core.tensors import DATATYPES, Buffer, Parameters, Tensor, TensorSpec, element_count, pack_bytes
 from roost.server.rest.codec import RestInferRequest
 from roost.server.rest.codec_base64 import decode_base64
-from roost.server.rest.codec_json import check_depth, flatten, kind, pack_elements, parse_json, slices
+from roost.server.rest.codec_json import SourceText, check_depth, flatten, kind, pack_elements, parse_json, slices
 from roost.server.rest.codec_parameters import request_parameters
 
 _KNOWN_KEYS = frozenset({"instances", "inputs", "id", "parameters"})
@@ -57,7 +57,7 @@ def decode_predict(
         check_depth(document[key], 2)
     parameters: Parameters = {}
     if "parameters" in document:
-        parameters, _ = request_parameters(document["parameters"], context, body)
+        parameters, _ = request_parameters(document["parameters"], context, SourceText(body))
     model = _Model(model_name, {spec.name: spec for spec in inputs})
     tensors = model.of_rows(document["instances"]) if in_rows else model.of_columns(document["inputs"])
     id_ = document.get("id")

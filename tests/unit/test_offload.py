@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
 from roost.core.errors import InvalidArgument
 from roost.router.admission import ByteBudget
+from roost.server.offload import Offload
 from roost.server.rest.body import Body
-from roost.server.rest.offload import Offload
 
 
 @pytest.fixture
 async def offload() -> AsyncIterator[Offload]:
-    offload = Offload()
+    offload = Offload("test")
     yield offload
     await offload.close()
 
@@ -111,3 +113,25 @@ async def test_arguments_are_let_go_of_on_the_loop(offload: Offload) -> None:
     await offload.close()
     gc.collect()
     assert threads == [threading.main_thread()] * 40
+
+
+async def test_a_failure_keeps_nothing(offload: Offload) -> None:
+    """Not even until the garbage collector comes by."""
+
+    def refuse(data: bytes) -> None:
+        raise InvalidArgument("no")
+
+    async def fail() -> weakref.ref[ByteBudget]:
+        budget = ByteBudget(1)
+        with contextlib.suppress(InvalidArgument), Body(budget) as body:
+            await offload.run(body, refuse, b"")
+        return weakref.ref(budget)
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = await fail()
+        await asyncio.sleep(0)
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -1,4 +1,4 @@
-"""Threads for work that would stop the event loop: coding of large bodies and answers."""
+"""Threads for work that would stop the event loop: coding of large bodies and answers, and copies of tensors."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ class Offload:
     A caller that is cancelled does not wait for its work: what no thread has begun is dropped, the rest runs to its
     end. Arguments are referred to from the event loop's thread until then and let go of there, because memory of
     tensors is given back to its budget by whoever drops it, and budgets belong to that thread.
+
+    Args:
+        name: What its threads are for, in their names.
     """
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="rest-codec")
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"roost-{name}")
 
     async def run(self, held: Held | None, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Runs a function in a thread.
@@ -65,6 +68,9 @@ class Offload:
         except asyncio.CancelledError:
             work.cancel()  # without effect if it has begun
             raise
+        finally:
+            # An error refers to this frame, and these to the error: until the collector came it would keep all of it.
+            del ended, work
 
     async def close(self) -> None:
         """Drops what has not begun and waits for what has."""

@@ -1,0 +1,93 @@
+"""Step 5 of the data path, towards the worker: what it is told to load and to unload, and how long that may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from roost.core.errors import RoostError, Unavailable
+from roost.core.frames import FrameType
+from roost.core.tensors import Signature
+from roost.router.link import LinkLost
+from roost.router.revision import Instance
+from roost.router.states import InstanceState
+
+log = logging.getLogger(__name__)
+
+UNLOAD_TIMEOUT_S = 60.0
+
+
+class WorkerEnded(Unavailable):
+    """The worker did not live to see the end of the load; what it held is free when it is reaped."""
+
+
+class WorkerLost(WorkerEnded):
+    """The worker was lost for a reason of its own; another may do the load."""
+
+
+async def create(instance: Instance, timeout_s: float) -> Signature:
+    """Has the worker load an instance; returns what the model says of itself.
+
+    Raises:
+        WorkerEnded: If the worker did not live to see the end of it, or had to be ended after ``timeout_s``.
+        RoostError: If the runtime can't load it.
+    """
+    revision, worker = instance.revision, instance.worker
+    artifact = revision.artifact
+    assert artifact is not None
+    payload: dict[str, Any] = {
+        "instance": instance.id,
+        "backend": revision.description.backend,
+        "path": artifact.path,
+        "root": artifact.root,
+        "options": dict(revision.description.options),
+    }
+    assert worker.link is not None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reply = await worker.link.call(FrameType.LOAD, payload)
+    except TimeoutError:
+        # The runtime can't be interrupted from outside, and what it holds comes back with its process only.
+        log.error("%s did not load within %.0f s: worker %d is ended", revision.key, timeout_s, worker.id)
+        worker.kill()
+        raise WorkerEnded(f"it did not load within {timeout_s:g} s") from None
+    except LinkLost as error:
+        raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
+    if instance.state is InstanceState.GONE:
+        raise WorkerLost("its worker was lost just after loading")
+    return Signature.from_json(reply["signature"])
+
+
+async def unload(instance: Instance) -> bool:
+    """Has the worker unload an instance; returns whether its memory is free. A worker that fails to is ended."""
+    error = await _call_unload(instance)
+    if error is not None and not isinstance(error, WorkerEnded) and instance.state is not InstanceState.GONE:
+        log.error("worker %d could not unload %s: %s", instance.worker.id, instance.revision.key, error)
+        instance.worker.kill()
+    return error is None
+
+
+async def discard(instance: Instance) -> bool:
+    """The same for an instance that loaded but can't be used, or did not load at all, so that nothing is there."""
+    error = await _call_unload(instance)
+    if error is not None:
+        log.debug("nothing to unload: %s", error)
+    return not isinstance(error, WorkerEnded)
+
+
+async def _call_unload(instance: Instance) -> RoostError | None:
+    """The call, and why it failed; a worker that does not answer it is ended, since loads and memory wait for it."""
+    worker = instance.worker
+    if worker.link is None:
+        return WorkerEnded("the worker is gone")
+    try:
+        async with asyncio.timeout(UNLOAD_TIMEOUT_S):
+            await worker.link.call(FrameType.UNLOAD, {"instance": instance.id})
+    except TimeoutError:
+        log.error("worker %d did not unload %s: it is ended", worker.id, instance.revision.key)
+        worker.kill()
+        return WorkerEnded(f"it did not unload within {UNLOAD_TIMEOUT_S:g} s")
+    except RoostError as error:
+        return error
+    return None
