@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,13 +15,14 @@ import grpc
 import grpc.aio
 import pytest
 import uvloop
-from roost.core.errors import Limit
+from roost.core.errors import DeadlineExceeded, Limit
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Tensor
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.grpc_codec import decode_infer
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_wire import encode_varint
+from roost.server.transport_options import TransportOptions
 
 from tests.integration.grpc_place import INFER, MIB, SERVICE, infer_bytes, output_of, serving, status_of
 from tests.integration.raw_http2 import RawCall, raw_call
@@ -67,6 +69,19 @@ async def test_the_calls_own_deadline_counts_and_ends_the_request(
     await plane.cancelled.wait()
     context = plane.requests[0].context
     assert 0 < context.deadline - context.received < 0.5
+
+
+@pytest.mark.parametrize("compat_triton", [False, True])
+async def test_the_calls_own_deadline_has_one_status_whoever_ends_it(plane: FakeDataPlane, compat_triton: bool) -> None:
+    async def until_the_deadline(request: InferRequest) -> InferResponse:
+        await asyncio.sleep(request.context.deadline - time.monotonic())
+        raise DeadlineExceeded("too late")
+
+    plane.on_infer = until_the_deadline
+    async with serving(plane, options=TransportOptions(compat_triton=compat_triton)) as (_, channel):
+        errors = [await status_of(channel.unary_unary(INFER)(infer_bytes(), timeout=0.02)) for _ in range(30)]
+    assert {error.code() for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert all("Deadline Exceeded" in (error.details() or "") for error in errors)
 
 
 async def test_who_answers_no_pings_is_cut_off_after_the_keepalive_timeout(plane: FakeDataPlane) -> None:

@@ -55,6 +55,9 @@ _TRITON_STATUS_OF_ERROR: Mapping[type[RoostError], grpc.StatusCode] = {
     LoadFailed: grpc.StatusCode.INVALID_ARGUMENT,
 }
 
+# Timers may be this early.
+_TIMER_SLACK_S = 0.005
+
 # Clients refuse metadata over 8 KiB at random, and percent-encoding may triple a message.
 _MAX_DETAILS_BYTES = 2400
 
@@ -122,13 +125,24 @@ def _is_no_ended_call(record: logging.LogRecord) -> bool:
 async def abort(context: Any, error: RoostError, status: grpc.StatusCode | None = None) -> NoReturn:
     """Ends a call with the status of an error, or another one.
 
+    A call whose own deadline is over is ended by its client too, at the same moment: both give the same status and
+    words, or it would be chance what a program has to look for.
+
     Raises:
         grpc.aio.AbortError: Always, but for the next; grpc.aio wants to see it, so nobody may catch it.
         CancelledError: If the call has ended already.
     """
+    status, details = status or status_of(error), details_of(error)
+    if error.code is Code.DEADLINE_EXCEEDED and _is_overdue(context):
+        status, details = grpc.StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded: {details}"
     try:
-        await context.abort(status or status_of(error), details_of(error), trailing_metadata_of(error))
+        await context.abort(status, details, trailing_metadata_of(error))
     except grpc.aio.InternalError:
         # The core has ended the call itself, as it does when a message is over the limit: nobody waits for a status.
         raise asyncio.CancelledError from None
     raise AssertionError("a call went on after its abort")
+
+
+def _is_overdue(context: Any) -> bool:
+    remaining_s = context.time_remaining()
+    return remaining_s is not None and remaining_s <= _TIMER_SLACK_S
