@@ -337,6 +337,16 @@ async def test_an_answer_over_the_budget_is_refused_and_the_link_goes_on() -> No
     assert recorder.answers.used_bytes == 0
 
 
+async def test_a_response_of_a_stream_is_charged_however_small_it_is() -> None:
+    link, _, recorder = connected()
+    recorder.answers = ByteBudget(2048, "answers")
+    feed(link, _answer(1, 1024, final=False) + _answer(1, 1024, final=False) + _answer(2, 1024))
+    assert [said[:2] for said in recorder.said] == [("response", 1), ("refused", 1), ("response", 2)]
+    assert recorder.answers.used_bytes >= 1024
+    recorder.views.clear()
+    assert recorder.answers.used_bytes == 0
+
+
 @virtual
 async def test_a_worker_that_answers_nothing_is_hung() -> None:
     link, transport, _ = connected()

@@ -46,6 +46,7 @@ class Site:
     control: Control
     polling: Polling
     inference: Inference
+    stats: Stats
     sent: list[asyncio.Task[Any]] = field(default_factory=list)
 
     def write(self, name: str, version: str = "1", content: str = "1") -> Path:
@@ -106,10 +107,10 @@ async def site(folder: Path, *, explicit: bool = False) -> AsyncIterator[Site]:
         try:
             await catalog.scan()
             await mesh.start()
-            control = Control(catalog, mesh)
+            control = Control(catalog, mesh, stats)
             polling = Polling(Looker(catalog, repositories, disk), control, 15.0)
             inference = Inference(catalog, mesh, Traffic(), disk, None if explicit else control.renew)
-            yield Site(root, catalog, mesh, farm, ledger, control, polling, inference)
+            yield Site(root, catalog, mesh, farm, ledger, control, polling, inference, stats)
         finally:
             await mesh.stop()
 
@@ -157,6 +158,7 @@ async def test_folders_come_and_go(tmp_path: Path) -> None:
             await on.infer("a")
         assert on.loaded() == []
         assert on.catalog.available_names() == []
+        assert ("a", "1") not in on.stats.models
 
 
 @virtual

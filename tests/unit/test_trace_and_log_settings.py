@@ -66,6 +66,8 @@ def test_trace_settings_that_change_nothing(key: str, values: tuple[str, ...] | 
         ("trace_level", ("OFF", "TIMESTAMPS"), InvalidArgument),
         ("trace_rate", ("x",), InvalidArgument),
         ("trace_rate", ("",), InvalidArgument),
+        ("trace_rate", ("1_0",), InvalidArgument),
+        ("trace_rate", (" 5",), InvalidArgument),
         ("trace_rate", ("-1",), InvalidArgument),
         ("trace_rate", ("1", "2"), InvalidArgument),
         ("trace_rate", ("٣",), InvalidArgument),

@@ -21,6 +21,7 @@ from roost.router.mesh import Mesh
 from roost.router.models import UNLOADED, Model, Version
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent
+from roost.router.stats import Stats
 
 LOOKS_EVERY_S = 1.0
 
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 class Control:
     """See the module."""
 
-    def __init__(self, catalog: Catalog, mesh: Mesh) -> None:
+    def __init__(self, catalog: Catalog, mesh: Mesh, stats: Stats) -> None:
         self._catalog = catalog
         self._mesh = mesh
+        self._stats = stats
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one change of a model at a time
 
     async def load(self, name: str, parameters: Mapping[str, bool | int | str | bytes]) -> None:
@@ -81,7 +83,7 @@ class Control:
                     self._take_from_service(version)
             present.overrides = ""
             if not self._catalog.in_repository(name):
-                self._catalog.forget(name)  # a load call had brought it: nothing of it is left
+                self._forget(name, present)  # a load call had brought it: nothing of it is left
 
     async def load_at_start(self, names: Sequence[str]) -> None:
         """Loads what the command line names; a model that fails is UNAVAILABLE and does not stop the server."""
@@ -135,9 +137,14 @@ class Control:
         """The model's folder is gone: the model is not known any more; requests that were accepted are answered."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             present = self._catalog.present(name)
-            self._catalog.forget(name)
+            self._forget(name, present)
             for version in present.versions.values() if present is not None else ():
                 self._mesh.retire(version.revision)
+
+    def _forget(self, name: str, present: Model | None) -> None:
+        self._catalog.forget(name)
+        if present is not None:
+            self._stats.forget(name, present.versions)
 
     async def _replace(self, present: Model | None, fresh: Model) -> None:
         """Loads what is new in ``fresh`` and puts it in the place of ``present``."""

@@ -207,12 +207,25 @@ class WorkerLink(asyncio.BufferedProtocol):
                     self._filled = 0
                     return
                 break
-            self._dispatch(header, bytes(view[start:end]))
+            if header.flags & frames.MORE_FOLLOW:
+                self._take_part(header, view[start:end])
+            else:
+                self._dispatch(header, bytes(view[start:end]))
             position = end
         rest = self._filled - position
         if position and rest:
             self._buffer[:rest] = bytes(view[position:])
         self._filled = rest
+
+    def _take_part(self, header: Header, payload: memoryview) -> None:
+        """Takes a response of a stream: it is charged whatever its size, as its client may let it wait."""
+        try:
+            memory = AnswerMemory(len(payload), self._listener.answers)
+        except ResourceExhausted as error:
+            self._listener.on_response_refused(header.request, error)
+            return
+        memory[:] = payload
+        self._dispatch(header, memory)
 
     def _begin_large(self, header: Header, beginning: memoryview) -> None:
         self._header = header

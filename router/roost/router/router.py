@@ -257,7 +257,7 @@ async def router(
                 for name in sorted(traffic.models() - set(catalog.names())):
                     log.warning("a route leads to model '%s', which is in no repository", name)
                 await mesh.start()
-                control = Control(catalog, mesh)
+                control = Control(catalog, mesh, stats)
                 renew = control.renew if poll_interval_s is not None else None
                 inference = Inference(catalog, mesh, traffic, classifying, renew)
                 if poll_interval_s is not None:

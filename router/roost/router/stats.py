@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter, sub
 from typing import NamedTuple
@@ -265,6 +265,11 @@ class Stats:
         if stats is None:
             stats = self.models[key] = ModelStats(name, version)
         return stats
+
+    def forget(self, name: str, versions: Iterable[str]) -> None:
+        """Drops the counters of a model that is gone: names come from clients, too, and there is no end of them."""
+        for version in versions:
+            self.models.pop((name, version), None)
 
     def record(self, request: RequestRecord) -> None:
         """Counts a finished request."""

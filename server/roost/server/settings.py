@@ -251,7 +251,8 @@ class Settings(BaseSettings):
         None,
         LIMITS,
         "SIZE",
-        "Memory that large answers may take together until their clients have read them. Answers over it are refused.",
+        "Memory that large answers, and responses of decoupled models, may take together until their clients have read "
+        "them. Answers over it are refused.",
         shown_default="an eighth of the memory, at most 1GiB",
     )
     max_queue: Count = _setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ _START: TraceSettings = MappingProxyType(
     }
 )
 _LEVELS = frozenset({"TIMESTAMPS", "TENSORS"})
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}\Z")
 # The least value of each number, and the greatest that all clients can read.
 _LEAST = {"trace_rate": 0, "trace_count": -1, "log_frequency": 0}
 _GREATEST = 2**31 - 1
@@ -101,10 +103,7 @@ def _read_level(values: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _read_number(key: str, text: str) -> str:
-    try:
-        number = int(text) if text.isascii() and len(text) <= 20 else None
-    except ValueError:
-        number = None
+    number = int(text) if _NUMBER.match(text) else None
     if number is None or not _LEAST[key] <= number <= _GREATEST:
         raise InvalidArgument(
             f"Unable to parse '{key}', got: {text[:40]!r}; expected a whole number from {_LEAST[key]} to {_GREATEST}"
