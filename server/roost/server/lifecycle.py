@@ -18,9 +18,10 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from aiohttp import web
@@ -40,6 +41,7 @@ from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
 from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
 from roost.server.grpc_server import GrpcServer, build_grpc_server
+from roost.server.idle_memory import trim_when_idle
 from roost.server.listeners import LISTEN_BACKLOG, Listeners, open_listeners, port_of
 from roost.server.log_settings import LogBook
 from roost.server.logs import configure_logging, set_level
@@ -129,7 +131,8 @@ async def _serve(
                 if config.ready_file is not None:
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
-                await _until_stopped(config, data_plane, signals)
+                async with _in_background(trim_when_idle(data_plane.bodies)):
+                    await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
 
 
@@ -143,6 +146,17 @@ async def _until_stopped(config: ServeConfig, data_plane: RouterDataPlane, signa
         log.info("stopping: not ready any more, requests are taken for another %g s", config.drain_delay_s)
         await asyncio.sleep(config.drain_delay_s)
     log.info("stopping: no new connections, requests in flight have %g s", config.drain_timeout_s)
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs what goes on until the block ends."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @asynccontextmanager
