@@ -111,7 +111,7 @@ def retry_after(retry_after_s: float | None) -> dict[str, str]:
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """An error as every client of the protocol expects it: JSON with the key ``error``."""
     # The standard library escapes what it can't encode; names in messages come from clients.
-    body = json.dumps({"error": message}).encode()
+    body = json.dumps({"error": message}, separators=(",", ":")).encode()
     reason = "Client Closed Request" if status == 499 else None
     response = web.Response(status=status, reason=reason, body=body, content_type="application/json")
     if headers:
