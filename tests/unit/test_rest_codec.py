@@ -16,6 +16,7 @@ from roost.core.requests import InferResponse, RegionSlice, RequestContext, Requ
 from roost.core.tensors import DATATYPES, Tensor, TensorSpec, pack_bytes, to_array
 from roost.proto import model_config_pb2 as mc
 from roost.server.rest.codec import RestInferRequest, decode_infer, parse_header_length
+from roost.server.rest.codec_json import pack_elements
 from roost.server.rest.codec_raw import decode_raw
 from roost.server.rest.codec_response import encode_large_response, encode_response, large_outputs, write_outputs
 from roost.server.rest.compression import Inflater, preferred_coding, request_coding
@@ -234,6 +235,25 @@ def test_large_numbers_among_the_parameters_of_many_tensors(where: str) -> None:
     began = time.process_time()
     assert len(getattr(decode_document({"inputs": [], where: items}), where)) == len(items)
     assert time.process_time() - began < 2  # 10 s if the text is looked through for each
+
+
+_EDGES = [0, 1, -1, 127, 128, 255, 256, 65504, 65519, 65520, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), True, False]
+_EDGES += [0.1, 1e-45, 5e-324, 3.4028235677973366e38, 3.5e38, 1e308, math.nan, math.inf, -math.inf, None, "1"]
+
+
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name != "BYTES"])
+@given(st.lists(st.sampled_from(_EDGES) | st.integers(-(2**63), 2**64 - 1) | st.floats(), min_size=1, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_few_elements_are_packed_as_many_are(datatype: str, elements: list[Any]) -> None:
+    def packed(repeats: int) -> bytes | str:
+        data = elements * repeats
+        try:
+            return bytes(pack_elements("X", DATATYPES[datatype], [len(data)], len(data), data))
+        except InvalidArgument as error:
+            return error.message
+
+    few, many = packed(1), packed(100)
+    assert few == (many if isinstance(many, str) else many[: len(many) // 100])
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:

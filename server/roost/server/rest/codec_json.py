@@ -7,6 +7,7 @@ the interpreter lets them run between calls only.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -27,6 +28,18 @@ _INT64_MIN = -(2**63)
 _UINT64_MAX = 2**64 - 1
 _WIDE = 2.0**63
 _FLOAT_KINDS = {int, float}
+# Up to so many elements struct is faster than numpy; it rounds and refuses as that does.
+_FEW_ELEMENTS = 64
+_STRUCT_CODES: Mapping[str, tuple[str, set[type]]] = {
+    "BOOL": ("?", {bool}),
+    **{
+        name: (code, {int})
+        for name, code in zip(
+            ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"), "bhiqBHIQ", strict=True
+        )
+    },
+    **{name: (code, _FLOAT_KINDS) for name, code in zip(("FP16", "FP32", "FP64"), "efd", strict=True)},
+}
 _KIND_NAMES: Mapping[type, str] = {
     dict: "an object",
     list: "an array",
@@ -193,6 +206,10 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
         return b""
     if datatype.dtype is None:
         return _pack_strings(name, elements, kinds)
+    if len(elements) <= _FEW_ELEMENTS and datatype.name in _STRUCT_CODES:
+        packed = _pack_few(*_STRUCT_CODES[datatype.name], elements, kinds)
+        if packed is not None:
+            return packed
     if datatype.name == "BOOL":
         _check_kinds(name, datatype, elements, kinds, {bool}, "booleans")
         array = _to_array(elements, np.dtype(np.bool_))
@@ -203,6 +220,16 @@ def pack_elements(name: str, datatype: DataType, shape: Sequence[int], count: in
         _check_kinds(name, datatype, elements, kinds, {int}, "integers")
         array = _integers(name, datatype, datatype.dtype, elements)
     return array.view(np.uint8).data
+
+
+def _pack_few(code: str, allowed: set[type], elements: list[Any], kinds: set[type]) -> bytes | None:
+    """The bytes of numbers or booleans; None if one of them is of the wrong kind or does not fit."""
+    if not kinds <= allowed:
+        return None
+    try:
+        return struct.pack(f"<{len(elements)}{code}", *elements)
+    except (struct.error, OverflowError):
+        return None
 
 
 def flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
@@ -226,6 +253,8 @@ def flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
 
 
 def _kinds(elements: list[Any]) -> set[type]:
+    if len(elements) <= SLICE_ELEMENTS:
+        return set(map(type, elements))
     kinds: set[type] = set()
     for piece in slices(elements):
         kinds.update(map(type, piece))
