@@ -237,7 +237,24 @@ def test_large_numbers_among_the_parameters_of_many_tensors(where: str) -> None:
     assert time.process_time() - began < 2  # 10 s if the text is looked through for each
 
 
-_EDGES = [0, 1, -1, 127, 128, 255, 256, 65504, 65519, 65520, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), True, False]
+_EDGES: list[Any] = [
+    0,
+    1,
+    -1,
+    127,
+    128,
+    255,
+    256,
+    65504,
+    65519,
+    65520,
+    2**31,
+    2**63 - 1,
+    2**64 - 1,
+    -(2**63),
+    True,
+    False,
+]
 _EDGES += [0.1, 1e-45, 5e-324, 3.4028235677973366e38, 3.5e38, 1e308, math.nan, math.inf, -math.inf, None, "1"]
 
 
