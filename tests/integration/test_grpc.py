@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -23,19 +22,8 @@ from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from tritonclient.utils import InferenceServerException
 
-from tests.integration.grpc_place import INFER, SERVICE, infer_bytes, serving, status_of
+from tests.integration.grpc_place import INFER, SERVICE, infer_bytes, status_of
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
-
-
-@pytest.fixture
-async def plane() -> FakeDataPlane:
-    return FakeDataPlane()
-
-
-@pytest.fixture
-async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
-    async with serving(plane) as place:
-        yield place
 
 
 def triton_inputs() -> tuple[list[Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -20,18 +20,6 @@ from tritonclient.utils import InferenceServerException
 
 from tests.integration.grpc_place import INFER, SERVICE, STREAM, infer_bytes, serving, status_of
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
-
-
-@pytest.fixture
-async def plane() -> FakeDataPlane:
-    return FakeDataPlane()
-
-
-@pytest.fixture
-async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
-    async with serving(plane) as place:
-        yield place
-
 
 # -- extensions -----------------------------------------------------------------------------------------------------
 

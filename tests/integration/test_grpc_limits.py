@@ -28,18 +28,6 @@ from tests.integration.grpc_place import INFER, MIB, SERVICE, infer_bytes, outpu
 from tests.integration.raw_http2 import RawCall, raw_call
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
 
-
-@pytest.fixture
-async def plane() -> FakeDataPlane:
-    return FakeDataPlane()
-
-
-@pytest.fixture
-async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
-    async with serving(plane) as place:
-        yield place
-
-
 # -- time -----------------------------------------------------------------------------------------------------------
 
 

@@ -28,17 +28,6 @@ FINAL = "triton_final_response"
 BIG_BYTES = 200_000  # more than HTTP/2 carries to a client that does not read
 
 
-@pytest.fixture
-async def plane() -> FakeDataPlane:
-    return FakeDataPlane()
-
-
-@pytest.fixture
-async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
-    async with serving(plane) as place:
-        yield place
-
-
 def wanting_empty_final(request_id: str, data: bytes) -> bytes:
     message = pb.ModelInferRequest.FromString(infer_bytes(data, request_id=request_id))
     message.parameters["triton_enable_empty_final_response"].bool_param = True

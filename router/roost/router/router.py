@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from roost.core.metadata import IndexEntry, ModelMetadata
 from roost.core.names import version_order
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.statistics import ModelStatistics
+from roost.core.tasks import in_background
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import PLATFORMS
 from roost.registry_client.model_config import complete_config
@@ -251,22 +252,21 @@ async def router(
         catalog = Catalog(repositories, store, disk, explicit=explicit, overrides=overrides)
         async with asyncio.TaskGroup() as group:
             mesh = Mesh(settings, ledger, catalog, stats, group)
-            watching: asyncio.Task[None] | None = None
             try:
                 await catalog.scan()
                 for name in sorted(traffic.models() - set(catalog.names())):
                     log.warning("a route leads to model '%s', which is in no repository", name)
                 await mesh.start()
                 control = Control(catalog, mesh, stats)
-                renew = control.renew if poll_interval_s is not None else None
-                inference = Inference(catalog, mesh, traffic, classifying, renew)
+                watching: AbstractAsyncContextManager[None] = nullcontext()
+                renew = None
                 if poll_interval_s is not None:
                     polling = Polling(Looker(catalog, repositories, disk), control, poll_interval_s)
-                    watching = group.create_task(polling.run())
-                yield Router(catalog, mesh, ledger, traffic, stats, inference, control)
+                    watching, renew = in_background(polling.run()), control.renew
+                inference = Inference(catalog, mesh, traffic, classifying, renew)
+                async with watching:
+                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control)
             finally:
-                if watching is not None:
-                    watching.cancel()
                 await mesh.stop()
                 if overrides is not None:
                     await asyncio.to_thread(overrides.clear)

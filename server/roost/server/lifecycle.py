@@ -18,14 +18,14 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import uvloop
 from aiohttp import web
 from roost.core.errors import RoostError
+from roost.core.tasks import in_background
 from roost.core.units import format_bytes
 from roost.core.version import __version__
 from roost.registry_client.repository import LocalRepository
@@ -131,7 +131,7 @@ async def _serve(
                 if config.ready_file is not None:
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
-                async with _in_background(trim_when_idle(data_plane.bodies)):
+                async with in_background(trim_when_idle(data_plane.bodies)):
                     await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
 
@@ -146,17 +146,6 @@ async def _until_stopped(config: ServeConfig, data_plane: RouterDataPlane, signa
         log.info("stopping: not ready any more, requests are taken for another %g s", config.drain_delay_s)
         await asyncio.sleep(config.drain_delay_s)
     log.info("stopping: no new connections, requests in flight have %g s", config.drain_timeout_s)
-
-
-@asynccontextmanager
-async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs what goes on until the block ends."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        try:
-            yield
-        finally:
-            task.cancel()
 
 
 @asynccontextmanager

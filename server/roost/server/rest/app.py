@@ -49,7 +49,7 @@ def build_rest_app(
     _add_statistics(routes, StatisticsHandlers(data_plane, offload, limits.write_timeout_s))
     small = min(limits.max_body_bytes, MAX_DOCUMENT_BYTES)
     small_reader = BodyReader(small, data_plane.request_timeout_s, offload, data_plane.refused)
-    documents = DocumentReader(data_plane.bodies, small_reader, offload)
+    documents = DocumentReader(data_plane.bodies, small_reader)
     _add_repository(routes, RepositoryHandlers(data_plane, documents, reader, offload))
     _add_settings(routes, SettingsHandlers(data_plane, documents))
     _add_shared_memory(routes, SharedMemoryHandlers(data_plane, documents))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 from aiohttp import StreamReader, hdrs, web
 from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
 from roost.core.units import format_bytes
 from roost.server.data_plane_protocol import Budget
-from roost.server.offload import Offload
+from roost.server.offload import Offload, without_collections
 from roost.server.rest import compression
+from roost.server.rest.codec_json import LARGE_JSON_BYTES
 from roost.server.rest.errors import ClientGone, Refusal, retry_after
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _INLINE_BYTES = 64 * 1024
@@ -89,6 +94,12 @@ class BodyReader:
         self._timeout_s = timeout_s
         self._offload = offload
         self._refused = refused
+
+    async def decode(self, body: Body, json_bytes: int, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Calls a decoder; in a thread if the body has so much JSON that this takes long."""
+        if json_bytes > LARGE_JSON_BYTES:
+            return await self._offload.run(body, without_collections, function, *args)
+        return function(*args)
 
     async def read(self, request: web.Request, body: Body) -> None:
         """Fills ``body``.

@@ -6,9 +6,8 @@ from typing import Any
 
 from aiohttp import web
 from roost.server.data_plane_protocol import Budget
-from roost.server.offload import Offload, without_collections
 from roost.server.rest.body import Body, BodyReader
-from roost.server.rest.codec_json import LARGE_JSON_BYTES, parse_object
+from roost.server.rest.codec_json import parse_object
 
 # Far beyond what such calls need, and so little that reading it does not hold up others.
 MAX_DOCUMENT_BYTES = 1 << 20
@@ -19,14 +18,12 @@ class DocumentReader:
 
     Args:
         budget: What bodies are paid from.
-        reader: Reads their bytes.
-        offload: Where large ones are parsed.
+        reader: Reads them.
     """
 
-    def __init__(self, budget: Budget, reader: BodyReader, offload: Offload) -> None:
+    def __init__(self, budget: Budget, reader: BodyReader) -> None:
         self._budget = budget
         self._reader = reader
-        self._offload = offload
 
     async def read(self, request: web.Request) -> dict[str, Any]:
         """The object; an empty one if the body is empty.
@@ -37,6 +34,4 @@ class DocumentReader:
         """
         with Body(self._budget) as body:
             await self._reader.read(request, body)
-            if len(body.data) > LARGE_JSON_BYTES:
-                return await self._offload.run(body, without_collections, parse_object, body.data)
-            return parse_object(body.data)
+            return await self._reader.decode(body, len(body.data), parse_object, body.data)

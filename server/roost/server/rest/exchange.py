@@ -16,10 +16,9 @@ from roost.core.requests import InferRequest, RequestContext
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import forwarded
-from roost.server.offload import Offload, without_collections
+from roost.server.offload import Offload
 from roost.server.rest import compression, delivery
 from roost.server.rest.body import Body, BodyReader
-from roost.server.rest.codec_json import LARGE_JSON_BYTES
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -34,7 +33,7 @@ class Exchange:
     Args:
         data_plane: Where requests go.
         reader: Reads bodies.
-        offload: Where large JSON is read and written, and large answers are compressed.
+        offload: Where large answers are written and compressed.
         forward_headers: Names of headers that models get as string parameters, in any case; None: no header.
         write_timeout_s: How long a client may take to read what is on its way, before it is cut off.
     """
@@ -87,10 +86,8 @@ class Exchange:
             raise DeadlineExceeded("Request timeout expired while its model was loading") from None
 
     async def decode(self, body: Body, json_bytes: int, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        """Calls a decoder; in a thread if the body has so much JSON that this takes long."""
-        if json_bytes > LARGE_JSON_BYTES:
-            return await self.offload.run(body, without_collections, function, *args)
-        return function(*args)
+        """Calls a decoder; see ``BodyReader.decode``."""
+        return await self._reader.decode(body, json_bytes, function, *args)
 
     def forward_headers(self, http_request: web.Request, request: InferRequest) -> None:
         """Adds headers to the request's parameters; clients can't override them in the body."""

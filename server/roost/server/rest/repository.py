@@ -9,7 +9,7 @@ from roost.core.errors import InvalidArgument, Unimplemented
 from roost.core.metadata import IndexEntry
 from roost.registry_client.overrides import MAX_FILES
 from roost.server.data_plane_protocol import DataPlane
-from roost.server.offload import Offload, without_collections
+from roost.server.offload import Offload
 from roost.server.rest.body import Body, BodyReader
 from roost.server.rest.codec_base64 import decode_base64
 from roost.server.rest.codec_json import LARGE_JSON_BYTES, kind, parse_object
@@ -28,7 +28,7 @@ class RepositoryHandlers:
         data_plane: Knows the models.
         documents: Reads small bodies.
         reader: Reads bodies that may hold files.
-        offload: Where those are parsed and decoded.
+        offload: Where large files are decoded.
     """
 
     def __init__(self, data_plane: DataPlane, documents: DocumentReader, reader: BodyReader, offload: Offload) -> None:
@@ -50,7 +50,7 @@ class RepositoryHandlers:
         _refuse_repository_name(request)
         with Body(self._data_plane.bodies) as body:
             await self._reader.read(request, body)
-            parameters = await self._parse(body)
+            parameters = await self._reader.decode(body, len(body.data), _parse_load, body.data)
             await self._decode_files(parameters, body)
             await self._data_plane.load_model(request.match_info["model"], parameters)
         return web.Response()
@@ -61,11 +61,6 @@ class RepositoryHandlers:
         parameters = _parameters(await self._documents.read(request))
         await self._data_plane.unload_model(request.match_info["model"], parameters)
         return web.Response()
-
-    async def _parse(self, body: Body) -> dict[str, bool | int | str | bytes]:
-        if len(body.data) > LARGE_JSON_BYTES:
-            return await self._offload.run(body, without_collections, _parse_load, body.data)
-        return _parse_load(body.data)
 
     async def _decode_files(self, parameters: dict[str, bool | int | str | bytes], body: Body) -> None:
         """Decodes files where they stand; what they take is held of the budget, like the body."""

@@ -45,9 +45,11 @@ class V1Handlers:
         name = request.match_info["model"]
         if await self._exchange.data_plane.model_ready(name):
             return json_response({"name": name, "ready": True})
-        for entry in await self._exchange.data_plane.repository_index(name=name):
-            raise Unavailable(f"Model with name {name} is not ready." + (entry.reason and f" {entry.reason}"))
-        raise NotFound(f"Model with name {name} does not exist.")
+        entries = await self._exchange.data_plane.repository_index(name=name)
+        if not entries:
+            raise NotFound(f"Model with name {name} does not exist.")
+        reason = entries[0].reason
+        raise Unavailable(f"Model with name {name} is not ready." + (reason and f" {reason}"))
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         """``POST /v1/models/{model}:explain``."""
