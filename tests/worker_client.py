@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from roost.core.arena import RUNNING_THREADS, create_arena, map_arena, running_table
 from roost.core.errors import error_of
 from roost.core.frames import (
     HEADER_BYTES,
@@ -31,10 +32,12 @@ from roost.core.frames import (
     unpack_header,
 )
 from roost.core.tensors import Buffer, Parameters, Tensor, from_array, to_array
+from roost.runtimes.runs import READING_THREADS
 
 TIMEOUT_S = 60.0
 # As the router starts workers: malloc_trim leaves the tops of thread arenas alone, so large blocks must not be there.
 MALLOC = {"MALLOC_ARENA_MAX": "1"}
+ARENA_BYTES = 64 << 20
 
 
 class Frame(NamedTuple):
@@ -46,17 +49,23 @@ class Frame(NamedTuple):
 class WorkerClient:
     """Starts a worker and waits for its HELLO; ``process`` is the worker, ``hello`` what it said."""
 
-    def __init__(self, *, slots: int = 1, threads: int = 1, dummy: bool = True, epoch: int = 1) -> None:
+    def __init__(
+        self, *, slots: int = 1, threads: int = 1, dummy: bool = True, epoch: int = 1, has_arena: bool = True
+    ) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_S)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         command = [sys.executable, "-m", "roost.runtimes.worker", "--link-fd", str(theirs.fileno()), "--kind", "cpu"]
         command += ["--id", "0", "--epoch", str(epoch), "--slots", str(slots), "--threads", str(threads)]
         command += ["--enable-dummy"] if dummy else []
-        with theirs:
+        descriptor = create_arena(ARENA_BYTES)
+        self.arena = map_arena(descriptor)
+        self._running = running_table(self.arena)
+        command += ["--arena-fd", str(descriptor)] if has_arena else []
+        with theirs, os.fdopen(descriptor):
             self.process = subprocess.Popen(
                 command,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), descriptor],
                 stdin=subprocess.DEVNULL,
                 stderr=self._stderr,
                 env={**os.environ, **MALLOC},
@@ -146,10 +155,22 @@ class WorkerClient:
         deadline_ns: int = 0,
         credit: Credit | None = None,
     ) -> int:
-        request = next(self._requests)
         wire = [WireTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data) for tensor in inputs]
-        self.send(run_frame(request, Run(instance, deadline_ns, wire, outputs, parameters or {}, credit)))
+        return self.send_run(Run(instance, deadline_ns, wire, outputs, parameters or {}, credit))
+
+    def send_run(self, run: Run) -> int:
+        request = next(self._requests)
+        self.send(run_frame(request, run))
         return request
+
+    def wait_until_begun(self, request: int) -> None:
+        """Waits until a thread of the worker has begun with a run."""
+        while not self.has_begun(request):
+            self.control(FrameType.PING)
+
+    def has_begun(self, request: int) -> bool:
+        """Whether a thread of the worker has begun with a run, and with none since; also when the worker is gone."""
+        return request in (self._running[thread] for thread in range(RUNNING_THREADS))
 
     def end_run(self, request: int) -> Response:
         """Waits for the next response to a run; raises what ERROR says."""
@@ -157,6 +178,11 @@ class WorkerClient:
         if frame.type is FrameType.ERROR:
             raise error_of(*parse_error(frame.payload))
         return parse_response(frame.payload)
+
+    def make_quick(self, instance: int, inputs: Sequence[Tensor], **more: Any) -> None:
+        """Runs an instance until the worker expects its runs to be quick, and so does them where it reads."""
+        while not any(self._running[thread] for thread in range(READING_THREADS)):
+            self.run(instance, inputs, **more)
 
     def run(self, instance: int, inputs: Sequence[Tensor], **more: Any) -> Response:
         return self.end_run(self.begin_run(instance, inputs, **more))
@@ -186,3 +212,8 @@ def simple_inputs(first: int = 0, second: int = 1, batch: int = 1) -> list[Tenso
         from_array("INPUT0", "INT32", np.full((batch, 16), first, np.int32)),
         from_array("INPUT1", "INT32", np.full((batch, 16), second, np.int32)),
     ]
+
+
+def rows(count: int = 1) -> list[Tensor]:
+    """An input for a dummy model."""
+    return [from_array("INPUT0", "FP32", np.ones((count, 4), np.float32))]

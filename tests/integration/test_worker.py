@@ -28,6 +28,7 @@ from roost.core.errors import (
     Unimplemented,
 )
 from roost.core.frames import (
+    VERSION,
     Credit,
     FrameType,
     Region,
@@ -37,13 +38,12 @@ from roost.core.frames import (
     credit_frame,
     pack_header,
     parse_error,
-    run_frame,
 )
 from roost.core.tensors import Parameters, Tensor, from_array
 from roost.runtimes.protocol import NOT_LOADED
 
 from tests.models import write_dummy, write_garbage, write_loop, write_mlp, write_simple
-from tests.worker_client import TIMEOUT_S, WorkerClient, arrays_of, simple_inputs
+from tests.worker_client import TIMEOUT_S, WorkerClient, arrays_of, rows, simple_inputs
 
 MIB = 1 << 20
 ENDLESS = Credit(2**31, 2**40)
@@ -55,22 +55,18 @@ def worker() -> Iterator[WorkerClient]:
         yield client
 
 
-def rows(count: int = 1) -> list[Tensor]:
-    return [from_array("INPUT0", "FP32", np.ones((count, 4), np.float32))]
-
-
 def long_run(worker: WorkerClient, tmp_path: Path) -> int:
     """Starts an ONNX run that only a cancellation ends, and waits until it has begun."""
     worker.load(90, write_loop(tmp_path / "loop" / "model.onnx"))
     request = worker.begin_run(90, [from_array("n", "INT64", np.array(2**60))])
-    worker.wait_for(request, FrameType.STARTED)
+    worker.wait_until_begun(request)
     return request
 
 
 def test_hello() -> None:
     with WorkerClient(slots=3, epoch=7, dummy=False) as worker:
         assert worker.hello == {
-            "version": 1,
+            "version": VERSION,
             "kind": "cpu",
             "epoch": 7,
             "pid": worker.process.pid,
@@ -95,9 +91,7 @@ def test_load_run_unload(worker: WorkerClient, tmp_path: Path) -> None:
     assert loaded["load_ns"] > 0
     assert loaded["private_bytes"] > 0
     assert loaded["signature"]["inputs"][0] == ["INPUT0", "INT32", [1, 16], False]
-    request = worker.begin_run(1, simple_inputs(3, 4))
-    assert worker.read().type is FrameType.STARTED
-    response = worker.end_run(request)
+    response = worker.run(1, simple_inputs(3, 4))
     assert response.final
     assert arrays_of(response)["OUTPUT0"].tolist() == [[7] * 16]
     assert response.times.infer_end >= response.times.infer_start > 0
@@ -159,10 +153,9 @@ def test_bad_requests_leave_the_worker_and_its_log_alone(worker: WorkerClient, t
         worker.control(FrameType.LOAD, instance=2, backend="torch", path="p", root="r")
     with pytest.raises(Unimplemented):
         worker.control(FrameType.REGION_ADD)
-    region = WireTensor("INPUT0", "INT32", (1, 16), Region(1, 0, 64, 1))
-    worker.send(run_frame(1000, Run(1, 0, [region])))
-    with pytest.raises(Unimplemented):
-        worker.end_run(1000)
+    region = WireTensor("INPUT0", "INT32", (1, 16), Region(2**63, 64))
+    with pytest.raises(Internal, match="'INPUT0' is not in the memory"):
+        worker.end_run(worker.send_run(Run(1, 0, [region])))
     assert worker.run(1, simple_inputs()).final
     assert worker.stderr() == ""
 
@@ -190,7 +183,7 @@ def test_a_late_run_is_not_started(worker: WorkerClient, tmp_path: Path) -> None
 def test_a_deadline_that_passes_in_the_queue(worker: WorkerClient, tmp_path: Path) -> None:
     worker.load(1, write_dummy(tmp_path / "model.dummy"))
     first = worker.begin_run(1, rows(), parameters={"run_s": TIMEOUT_S})
-    worker.wait_for(first, FrameType.STARTED)
+    worker.wait_until_begun(first)
     deadline_ns = time.monotonic_ns() + 10**6
     second = worker.begin_run(1, rows(), deadline_ns=deadline_ns)
     while time.monotonic_ns() <= deadline_ns:
@@ -258,7 +251,7 @@ def test_as_many_runs_at_a_time_as_slots(tmp_path: Path) -> None:
     with WorkerClient(slots=2) as worker:
         worker.load(1, write_dummy(tmp_path / "model.dummy"))
         first = worker.begin_run(1, rows(), parameters={"run_s": TIMEOUT_S})
-        worker.wait_for(first, FrameType.STARTED)
+        worker.wait_until_begun(first)
         assert worker.run(1, rows()).final
         worker.cancel(first)
 
@@ -408,19 +401,21 @@ def test_what_does_not_fit_into_memory_is_refused(worker: WorkerClient, tmp_path
 
 @pytest.mark.parametrize("when", ["load", "run"])
 def test_a_crash_closes_the_link(tmp_path: Path, when: str) -> None:
+    runs: list[int] = []
     with WorkerClient() as worker:
         load = worker.begin_load(1, write_dummy(tmp_path / "model.dummy", crash=when))
         if when == "run":
             worker.end(load)
-            worker.wait_for(worker.begin_run(1, rows()), FrameType.STARTED)
+            runs = [worker.begin_run(1, rows()) for _ in range(2)]
         with pytest.raises((EOFError, ConnectionResetError)):
             worker.read()
+        assert [worker.has_begun(request) for request in runs] == [True, False][: len(runs)]
         assert worker.process.wait(TIMEOUT_S) == -signal.SIGABRT
 
 
 def test_end_of_file_ends_the_worker_in_mid_run(worker: WorkerClient, tmp_path: Path) -> None:
     worker.load(1, write_dummy(tmp_path / "model.dummy", hang="run"))
-    worker.wait_for(worker.begin_run(1, rows()), FrameType.STARTED)
+    worker.wait_until_begun(worker.begin_run(1, rows()))
     worker.begin_load(2, write_dummy(tmp_path / "2" / "model.dummy", hang="load"))
     worker.sock.shutdown(socket.SHUT_WR)
     assert worker.process.wait(TIMEOUT_S) == 0
@@ -451,7 +446,7 @@ def test_a_router_that_does_not_read_and_goes_leaves_no_worker(worker: WorkerCli
     shape = (1 << 22,)
     worker.load(1, write_dummy(tmp_path / "model.dummy", [("a", "UINT8", shape)], [("b", "UINT8", shape)]))
     request = worker.begin_run(1, [Tensor("a", "UINT8", shape, bytes(1 << 22))])
-    worker.wait_for(request, FrameType.STARTED)
+    worker.wait_until_begun(request)
     worker.sock.close()
     assert worker.process.wait(TIMEOUT_S) == 0
     assert worker.stderr() == ""

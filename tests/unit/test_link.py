@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from roost.core.frames import (
     unpack_header,
 )
 from roost.router.admission import ByteBudget
+from roost.router.arena import Arena
 from roost.router.link import READ_BUFFER_BYTES, Link, LinkLost, WorkerLink
 
 from tests.virtual_time import virtual
@@ -40,10 +42,14 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = bytearray()
         self.aborted = False
-        self.protocol: WorkerLink | None = None
+        # Weak: a cycle would keep the descriptors of arenas open until some other test.
+        self.protocol: weakref.ref[WorkerLink] | None = None
 
     def is_closing(self) -> bool:
         return self.aborted
+
+    def write(self, data: Any) -> None:
+        self.written += data
 
     def writelines(self, list_of_data: Any) -> None:
         for data in list_of_data:
@@ -52,8 +58,9 @@ class FakeTransport(asyncio.Transport):
     def abort(self) -> None:
         if not self.aborted:
             self.aborted = True
-            assert self.protocol is not None
-            self.protocol.connection_lost(None)
+            link = self.protocol() if self.protocol is not None else None
+            assert link is not None
+            link.connection_lost(None)
 
     def frames(self) -> Iterator[tuple[Header, bytes]]:
         """What was written, frame by frame."""
@@ -76,9 +83,6 @@ class Recorder:
     def on_hello(self, hello: dict[str, Any]) -> None:
         self.said.append(("hello", hello))
 
-    def on_started(self, run: int) -> None:
-        self.said.append(("started", run))
-
     def on_response(self, run: int, response: Response) -> None:
         datas = []
         for tensor in response.outputs:
@@ -99,8 +103,8 @@ class Recorder:
 
 def connected() -> tuple[WorkerLink, FakeTransport, Recorder]:
     recorder, transport = Recorder(), FakeTransport()
-    link = WorkerLink(recorder)
-    transport.protocol = link
+    link = WorkerLink(recorder, Arena(0))
+    transport.protocol = weakref.ref(link)
     link.connection_made(transport)
     return link, transport, recorder
 
@@ -127,7 +131,7 @@ def answer(run: int, *sizes: int) -> tuple[bytes, tuple[Any, ...]]:
 SIZES = st.sampled_from([0, 1, 100, 5_000, READ_BUFFER_BYTES // 2, READ_BUFFER_BYTES + 77, 3 * READ_BUFFER_BYTES])
 FRAMES = st.one_of(
     st.builds(answer, st.integers(1, 2**63), SIZES, SIZES),
-    st.builds(lambda run: (control_frame(FrameType.STARTED, run), ("started", run)), st.integers(1, 2**63)),
+    st.builds(lambda run: (control_frame(FrameType.STARTED, run), None), st.integers(1, 2**63)),
     st.builds(
         lambda run, text: (error_frame(run, Code.INTERNAL, text), ("error", run, text)), st.integers(1, 99), st.text()
     ),
@@ -155,7 +159,7 @@ def test_byte_by_byte() -> None:
     link, _, recorder = connected()
     first, said = answer(1, 300, 0)
     feed(link, first + control_frame(FrameType.STARTED, 2), lambda room: 1)
-    assert recorder.said == [said, ("started", 2)]
+    assert recorder.said == [said]
 
 
 def test_a_payload_of_every_size_around_the_buffers() -> None:
@@ -178,8 +182,8 @@ def test_a_payload_of_every_size_around_the_buffers() -> None:
         pack_header(FrameType.HELLO, 0, 4) + b"nope",
         pack_header(FrameType.ERROR, 1, 2) + b"{}",
         pack_header(FrameType.ERROR, 1, 26) + b'{"code": "X","message":""}',
-        b"RO\x01\xff" + bytes(20),
-        b"RO\x02\x01" + bytes(20),
+        b"RO\x02\xff" + bytes(20),
+        b"RO\x09\x01" + bytes(20),
     ],
 )
 @pytest.mark.parametrize("before", [b"", control_frame(FrameType.STARTED, 5), answer(5, READ_BUFFER_BYTES)[0]])
@@ -265,7 +269,7 @@ async def test_the_end_of_the_link_fails_what_waits_and_all_that_comes() -> None
 
 
 async def test_a_link_that_was_never_connected_takes_nothing() -> None:
-    link = WorkerLink(Recorder())
+    link = WorkerLink(Recorder(), Arena(0))
     with pytest.raises(LinkLost):
         await link.call(FrameType.LOAD, {})
     link.send_cancel(1)
@@ -307,7 +311,7 @@ def test_runs_are_written_whole_and_numbers_are_never_used_twice() -> None:
     ((header, payload),) = transport.frames()
     assert (header.type, header.request) == (FrameType.RUN, numbers[0])
     run = parse_run(payload)
-    assert (run.instance, run.deadline_ns, run.outputs, dict(run.parameters)) == (4, 5, ["y"], {"p": 1})
+    assert (run.instance, run.deadline_ns, list(run.outputs), dict(run.parameters)) == (4, 5, ["y"], {"p": 1})
     assert isinstance(run.inputs[0].data, memoryview)
     assert bytes(run.inputs[0].data) == data
 

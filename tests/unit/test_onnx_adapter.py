@@ -14,7 +14,7 @@ from roost.core.errors import Cancelled, InvalidArgument, RoostError
 from roost.core.tensors import DATATYPES, Tensor, TensorSpec, from_array, pack_bytes, to_array, unpack_bytes
 from roost.runtimes.link import aligned_buffer
 from roost.runtimes.onnx import OnnxModel, OnnxRuntime
-from roost.runtimes.protocol import Cancellation, LoadSpec, RunHandle
+from roost.runtimes.protocol import Cancellation, LoadSpec, Place, RunHandle
 
 from tests.models import (
     tensor_info,
@@ -91,6 +91,70 @@ def test_received_memory_is_used_in_place(tmp_path: Path) -> None:
     array = to_array(Tensor("x", "FP32", (16,), block.toreadonly()))
     assert array.ctypes.data == np.frombuffer(block, np.uint8).ctypes.data
     assert array.ctypes.data % 64 == 0
+
+
+def handle_with(**places: Place) -> RunHandle:
+    handle = RunHandle()
+    handle.places = places
+    return handle
+
+
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name != "BYTES"])
+@pytest.mark.parametrize("rows", [0, 1, 2**18])
+def test_an_output_with_a_place_is_what_it_is_without(tmp_path: Path, datatype: str, rows: int) -> None:
+    model = load(write_identity(tmp_path / "model.onnx", datatype))
+    size = rows * 8 * DATATYPES[datatype].itemsize
+    pattern = b"\x00\x01" if datatype == "BOOL" else bytes(range(1, 117))
+    data = (pattern * (size // len(pattern) + 1))[:size]
+    x = Tensor("INPUT0", datatype, (rows, 8), data)
+    memory = aligned_buffer(size)
+    (output,) = model.run([x], (), handle_with(OUTPUT0=Place(datatype, (rows, 8), memory)))
+    assert (output.datatype, output.shape, bytes(output.data)) == (datatype, (rows, 8), data)
+    if datatype != "BF16" and rows == 2**18:
+        assert output.data is memory
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape"), [("FP32", (1024, 512)), ("FP32", (512 * 1024,)), ("FP64", (512, 512))], ids=str
+)
+def test_outputs_that_do_not_fit_their_places_come_without(
+    tmp_path: Path, datatype: str, shape: tuple[int, ...]
+) -> None:
+    model = load(write_identity(tmp_path / "model.onnx", "FP32"))
+    array = np.random.default_rng(0).random((512, 1024), np.float32)
+    memory = aligned_buffer(array.nbytes)
+    handle = handle_with(OUTPUT0=Place(datatype, shape, memory))
+    (output,) = model.run([from_array("INPUT0", "FP32", array)], (), handle)
+    assert output.data is not memory
+    assert np.array_equal(to_array(output), array)
+
+
+def test_some_outputs_have_places_and_some_do_not(tmp_path: Path) -> None:
+    rows = 2**15
+    model = load(write_simple(tmp_path / "model.onnx", -1))
+    memory = aligned_buffer(rows * 64)
+    handle = handle_with(OUTPUT1=Place("INT32", (rows, 16), memory))
+    outputs = {tensor.name: tensor for tensor in model.run(simple_inputs(3, 5, rows), (), handle)}
+    assert outputs["OUTPUT1"].data is memory
+    assert (to_array(outputs["OUTPUT0"]) == 8).all()
+    assert (to_array(outputs["OUTPUT1"]) == -2).all()
+
+
+def test_an_input_that_is_an_output_goes_to_its_place(tmp_path: Path) -> None:
+    info = tensor_info("x", "FP32", ("n", 1024))
+    model = load(write_graph(tmp_path / "model.onnx", [], [info], [info]))
+    array = np.random.default_rng(0).random((512, 1024), np.float32)
+    handle = handle_with(x=Place("FP32", array.shape, aligned_buffer(array.nbytes)))
+    (output,) = model.run([from_array("x", "FP32", array)], (), handle)
+    assert np.array_equal(to_array(output), array)
+
+
+def test_a_cancelled_run_with_places_ends(tmp_path: Path) -> None:
+    model = load(write_loop(tmp_path / "model.onnx"))
+    handle = handle_with(**{model.signature.outputs[0].name: Place("INT64", (2**18,), aligned_buffer(2**21))})
+    handle.cancel()
+    with pytest.raises(Cancelled):
+        model.run([from_array("n", "INT64", np.array(2**60))], (), handle)
 
 
 BAD_INPUTS: dict[str, tuple[Callable[[], list[Tensor]], str]] = {

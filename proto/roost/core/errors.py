@@ -51,7 +51,7 @@ class Limit(StrEnum):
     """A limit of the server that a request ran into, as the metrics call it.
 
     ``DEADLINE`` is one that passed before the model began, ``RUN_DEADLINE`` one that passed while it ran. ``WORKER`` is
-    any limit that a worker or the model itself ran into.
+    any limit that a worker or the model itself ran into. ``LAG`` is a server that is too far behind to answer in time.
     """
 
     QUEUE_FULL = "queue_full"
@@ -64,6 +64,7 @@ class Limit(StrEnum):
     DEADLINE = "deadline"
     RUN_DEADLINE = "run_deadline"
     RECEIVE_TIMEOUT = "receive_timeout"
+    LAG = "lag"
     DRAINING = "draining"
     WORKER = "worker"
 

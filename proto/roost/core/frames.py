@@ -4,10 +4,10 @@ A frame is a header of 24 bytes and a payload::
 
     magic 'RO' · version u8 · type u8 · flags u32 · request u64 · payload length u64      (little-endian)
 
-``request`` ties answers to what they answer: a RUN to its STARTED, RESPONSE, CREDIT or ERROR; a LOAD,
-UNLOAD or STATUS to the STATUS that answers it. Control payloads are JSON objects. RUN and RESPONSE carry a
-fixed part, a table of tensors and, behind it, the inline elements, each tensor's at a multiple of 64 bytes
-from the start of the payload so that a receiver with an aligned buffer can use them in place.
+``request`` ties answers to what they answer: a RUN to its RESPONSE, CREDIT or ERROR; a LOAD, UNLOAD or STATUS to the
+STATUS that answers it. Control payloads are JSON objects. RUN and RESPONSE carry a fixed part and tensors, as
+``roost.core.tensor_tables`` lays them out. Their frames are of a multiple of 64 bytes, so that the elements of
+those that are read in one go, one behind the other, are aligned.
 
 There is no I/O here, and reading raises nothing but ``FrameError``.
 """
@@ -22,10 +22,49 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from roost.core.errors import Code
-from roost.core.tensors import DATATYPE_OF_CODE, DATATYPES, MAX_RANK, Buffer, Parameters
+from roost.core.tensor_tables import (
+    ALIGNMENT,
+    FrameError,
+    Region,
+    WireTensor,
+    padding,
+    read_table,
+    write_table,
+)
+from roost.core.tensors import Buffer, Parameters, Tensor
 
-VERSION = 1
-ALIGNMENT = 64
+__all__ = [
+    "ALIGNMENT",
+    "HEADER_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "MORE_FOLLOW",
+    "VERSION",
+    "Credit",
+    "FrameError",
+    "FrameType",
+    "Header",
+    "Region",
+    "Response",
+    "Run",
+    "StepTimes",
+    "WireTensor",
+    "control_frame",
+    "credit_frame",
+    "error_frame",
+    "instance_of",
+    "pack_header",
+    "parse_control",
+    "parse_credit",
+    "parse_error",
+    "parse_response",
+    "parse_run",
+    "response_buffers",
+    "response_frame",
+    "run_frame",
+    "unpack_header",
+]
+
+VERSION = 2
 MAX_PAYLOAD_BYTES = 2**34
 
 _MAGIC = b"RO"
@@ -35,16 +74,12 @@ HEADER_BYTES = _HEADER.size
 MORE_FOLLOW = 1
 """Flag of a RESPONSE that is not the last one: a router without memory for its payload has to know that, too."""
 
-_U16 = struct.Struct("<H")
-_RUN = struct.Struct("<QqIQI")
-_RESPONSE = struct.Struct("<IB3x6q")
-_TENSOR = struct.Struct("<BBB")
-_INLINE = struct.Struct("<Q")
-_REGION = struct.Struct("<IQQI")
-
-
-class FrameError(Exception):
-    """The bytes are not a frame of this version; the link that carried them can't go on."""
+_RUN = struct.Struct("<QqIQII")
+_INSTANCE = struct.Struct("<Q")
+_RESPONSE = struct.Struct("<IB3x6qI")
+# Header and fixed part in one, as they are written.
+_RUN_FRAME = struct.Struct(f"<{_HEADER.format[1:]}{_RUN.format[1:]}")
+_RESPONSE_FRAME = struct.Struct(f"<{_HEADER.format[1:]}{_RESPONSE.format[1:]}")
 
 
 class FrameType(IntEnum):
@@ -55,17 +90,22 @@ class FrameType(IntEnum):
     PONG = 3  # W→R
     ERROR = 4  # both  code and message for a request
     RUN = 5  # R→W  run a batch on an instance
-    STARTED = 6  # W→R  the run has begun: it can't be retried blindly any more
+    STARTED = 6  # not used: which runs have begun stands in the arena
     RESPONSE = 7  # W→R  outputs; several for streams, the last one final
     CREDIT = 8  # R→W  the router takes so many more responses of a stream
     CANCEL = 9  # R→W  nobody waits for the request any more
-    GROW = 10  # W→R  outputs need a larger region
+    GROW = 10  # not used: outputs that have outgrown their place come inline
     LOAD = 11  # R→W  create an instance
     UNLOAD = 12  # R→W  drop an instance and give its memory back
     STATUS = 13  # both  asks for, or reports, the state of the worker or of one instance
     REGION_ADD = 14  # R→W  a shared-memory region, its descriptor on the second socket
     REGION_DROP = 15  # R→W  the region is not used any more
     CALL = 16  # W→R  a model calls another model
+
+
+_TYPE_RUN = int(FrameType.RUN)
+_TYPE_RESPONSE = int(FrameType.RESPONSE)
+_TYPES = {int(type_): type_ for type_ in FrameType}
 
 
 class Header(NamedTuple):
@@ -75,26 +115,6 @@ class Header(NamedTuple):
     flags: int
     request: int
     length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Where in shared memory a tensor's elements are; ``generation`` tells a reused place from the one meant."""
-
-    region: int
-    offset: int
-    length: int
-    generation: int
-
-
-@dataclass(slots=True)
-class WireTensor:
-    """A tensor in a frame: inline elements, or a place in a region."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Buffer | Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +137,8 @@ class Run:
         parameters: Request parameters for the model.
         credit: What the router takes of a decoupled model's stream before it grants more; None: the model is not
             decoupled, it answers exactly once.
+        places: Outputs that have a place in the arena, where the worker is to write them: their data are regions. One
+            that turns out to be of another shape comes inline, as those without a place do.
     """
 
     instance: int
@@ -125,13 +147,13 @@ class Run:
     outputs: Sequence[str] = ()
     parameters: Parameters = field(default_factory=dict)
     credit: Credit | None = None
+    places: Sequence[WireTensor] = ()
 
 
 _NO_CREDIT = Credit(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
+class StepTimes(NamedTuple):
     """Start and end of the worker's three steps, ``time.monotonic_ns``."""
 
     input_start: int = 0
@@ -142,6 +164,9 @@ class StepTimes:
     output_end: int = 0
 
 
+_NO_TIMES = StepTimes()
+
+
 @dataclass(slots=True)
 class Response:
     """An answer to a run, or one of several."""
@@ -149,7 +174,7 @@ class Response:
     outputs: Sequence[WireTensor]
     sequence: int = 0
     final: bool = True
-    times: StepTimes = StepTimes()
+    times: StepTimes = _NO_TIMES
 
 
 def pack_header(type_: FrameType, request: int, length: int, flags: int = 0) -> bytes:
@@ -157,25 +182,26 @@ def pack_header(type_: FrameType, request: int, length: int, flags: int = 0) -> 
     return _HEADER.pack(_MAGIC, VERSION, type_, flags, request, length)
 
 
-def unpack_header(data: Buffer, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> Header:
-    """Reads the header of a frame.
+def unpack_header(data: Buffer, max_payload_bytes: int = MAX_PAYLOAD_BYTES, at: int = 0) -> Header:
+    """Reads the header of a frame that begins at ``at``.
 
     Raises:
         FrameError: If it is too short, of another version or type, or announces too much.
     """
-    if len(data) < HEADER_BYTES:
-        raise FrameError(f"a header of {len(data)} bytes, expected {HEADER_BYTES}")
-    magic, version, type_, flags, request, length = _HEADER.unpack_from(data)
+    try:
+        magic, version, type_, flags, request, length = _HEADER.unpack_from(data, at)
+    except struct.error:
+        raise FrameError(f"a header of {len(data) - at} bytes, expected {HEADER_BYTES}") from None
     if magic != _MAGIC:
         raise FrameError("no frame starts here")
     if version != VERSION:
         raise FrameError(f"frame version {version}, expected {VERSION}")
     if length > max_payload_bytes:
         raise FrameError(f"a payload of {length} bytes is over the limit of {max_payload_bytes}")
-    try:
-        return Header(FrameType(type_), flags, request, length)
-    except ValueError:
-        raise FrameError(f"unknown frame type {type_}") from None
+    known = _TYPES.get(type_)
+    if known is None:
+        raise FrameError(f"unknown frame type {type_}")
+    return Header(known, flags, request, length)
 
 
 def control_frame(type_: FrameType, request: int = 0, payload: dict[str, Any] | None = None) -> bytes:
@@ -241,13 +267,40 @@ def parse_credit(payload: Buffer) -> Credit:
 def run_frame(request: int, run: Run) -> list[Buffer]:
     """Makes a RUN frame as buffers to write one after the other; tensor data is not copied."""
     parameters = json.dumps(dict(run.parameters), separators=(",", ":")).encode() if run.parameters else b""
+    table, offsets, inline, inline_bytes = write_table(run.outputs, run.inputs, run.places)
     credit = run.credit or _NO_CREDIT
-    head = bytearray(_RUN.pack(run.instance, run.deadline_ns, credit.responses, credit.bytes, len(parameters)))
-    head += parameters
-    head += _U16.pack(len(run.outputs))
-    for name in run.outputs:
-        _put_text(head, name)
-    return _with_tensors(FrameType.RUN, request, head, run.inputs)
+    before = _RUN_FRAME.size + len(parameters) + len(table) + len(offsets)
+    first, last = padding(before), padding(inline_bytes)
+    head = _RUN_FRAME.pack(
+        _MAGIC,
+        VERSION,
+        _TYPE_RUN,
+        0,
+        request,
+        before + len(first) + inline_bytes + len(last) - HEADER_BYTES,
+        run.instance,
+        run.deadline_ns,
+        credit.responses,
+        credit.bytes,
+        len(parameters),
+        len(table),
+    )
+    buffers: list[Buffer] = [b"".join((head, parameters, table, offsets, first)), *inline]
+    if last:
+        buffers.append(last)
+    return buffers
+
+
+def instance_of(payload: Buffer) -> int:
+    """Which instance a RUN payload is for.
+
+    Raises:
+        FrameError: If it is cut short.
+    """
+    try:
+        return int(_INSTANCE.unpack_from(payload)[0])
+    except struct.error:
+        raise FrameError("payload is cut short") from None
 
 
 def parse_run(payload: Buffer) -> Run:
@@ -256,132 +309,76 @@ def parse_run(payload: Buffer) -> Run:
     Raises:
         FrameError: If it is cut short or inconsistent.
     """
-    reader = _Reader(payload)
-    instance, deadline_ns, responses, credit_bytes, parameter_bytes = reader.take(_RUN)
-    parameters = parse_control(reader.bytes(parameter_bytes))
-    outputs = [reader.text() for _ in range(reader.take(_U16)[0])]
+    view = _bytes_of(payload)
+    try:
+        instance, deadline_ns, responses, credit_bytes, parameter_bytes, table_bytes = _RUN.unpack_from(view)
+    except struct.error:
+        raise FrameError("payload is cut short") from None
+    at = _RUN.size + parameter_bytes
+    end = at + table_bytes
+    if end > len(view):
+        raise FrameError("payload is cut short")
+    table = read_table(view[at:end])
+    tensors = table.take(view, end, HEADER_BYTES)
+    places: Sequence[WireTensor] = ()
+    if table.tensors != len(tensors):
+        places = tensors[table.tensors :]
+        del tensors[table.tensors :]
+    parameters = parse_control(view[_RUN.size : at]) if parameter_bytes else {}
     credit = Credit(responses, credit_bytes) if responses else None
-    return Run(instance, deadline_ns, reader.tensors(), outputs, parameters, credit)
+    return Run(instance, deadline_ns, tensors, table.wanted, parameters, credit, places)
 
 
 def response_frame(request: int, response: Response) -> list[Buffer]:
     """Makes a RESPONSE frame as buffers to write one after the other; tensor data is not copied."""
-    t = response.times
-    head = bytearray(
-        _RESPONSE.pack(
-            response.sequence,
-            response.final,
-            t.input_start,
-            t.input_end,
-            t.infer_start,
-            t.infer_end,
-            t.output_start,
-            t.output_end,
-        )
+    return response_buffers(request, response.outputs, response.times, response.sequence, response.final)
+
+
+def response_buffers(
+    request: int, outputs: Sequence[WireTensor | Tensor], times: StepTimes, sequence: int = 0, final: bool = True
+) -> list[Buffer]:
+    """The same for who has no ``Response`` at hand."""
+    table, offsets, inline, inline_bytes = write_table((), outputs)
+    before = _RESPONSE_FRAME.size + len(table) + len(offsets)
+    first, last = padding(before), padding(inline_bytes)
+    head = _RESPONSE_FRAME.pack(
+        _MAGIC,
+        VERSION,
+        _TYPE_RESPONSE,
+        0 if final else MORE_FOLLOW,
+        request,
+        before + len(first) + inline_bytes + len(last) - HEADER_BYTES,
+        sequence,
+        final,
+        *times,
+        len(table),
     )
-    flags = 0 if response.final else MORE_FOLLOW
-    return _with_tensors(FrameType.RESPONSE, request, head, response.outputs, flags)
+    buffers: list[Buffer] = [b"".join((head, table, offsets, first)), *inline]
+    if last:
+        buffers.append(last)
+    return buffers
 
 
 def parse_response(payload: Buffer) -> Response:
-    """Reads a RESPONSE payload; tensors are views on it.
+    """Reads a RESPONSE payload; inline tensors are views on it.
 
     Raises:
         FrameError: If it is cut short or inconsistent.
     """
-    reader = _Reader(payload)
-    sequence, final, *times = reader.take(_RESPONSE)
-    return Response(reader.tensors(), sequence, bool(final), StepTimes(*times))
+    view = _bytes_of(payload)
+    try:
+        sequence, final, *times, table_bytes = _RESPONSE.unpack_from(view)
+    except struct.error:
+        raise FrameError("payload is cut short") from None
+    end = _RESPONSE.size + table_bytes
+    if end > len(view):
+        raise FrameError("payload is cut short")
+    table = read_table(view[_RESPONSE.size : end])
+    if table.wanted or table.tensors != len(table.rows):
+        raise FrameError("a response that asks for outputs")
+    return Response(table.take(view, end, HEADER_BYTES), sequence, bool(final), StepTimes(*times))
 
 
-def _put_text(head: bytearray, text: str) -> None:
-    encoded = text.encode()
-    head += _U16.pack(len(encoded))
-    head += encoded
-
-
-def _with_tensors(
-    type_: FrameType, request: int, head: bytearray, tensors: Sequence[WireTensor], flags: int = 0
-) -> list[Buffer]:
-    """Appends the tensor table to ``head`` and lines the inline elements up behind it."""
-    head += _U16.pack(len(tensors))
-    inline: list[Buffer] = []
-    for tensor in tensors:
-        _put_text(head, tensor.name)
-        is_region = isinstance(tensor.data, Region)
-        head += _TENSOR.pack(DATATYPES[tensor.datatype].code, len(tensor.shape), is_region)
-        head += struct.pack(f"<{len(tensor.shape)}q", *tensor.shape)
-        if isinstance(tensor.data, Region):
-            place = tensor.data
-            head += _REGION.pack(place.region, place.offset, place.length, place.generation)
-        else:
-            view = memoryview(tensor.data).cast("B") if not isinstance(tensor.data, bytes) else tensor.data
-            head += _INLINE.pack(len(view))
-            inline.append(view)
-    buffers: list[Buffer] = [b"", head]
-    length = len(head)
-    for data in inline:
-        if not len(data):
-            continue
-        padding = -length % ALIGNMENT
-        if padding:
-            buffers.append(bytes(padding))
-        buffers.append(data)
-        length += padding + len(data)
-    buffers[0] = pack_header(type_, request, length, flags)
-    return buffers
-
-
-class _Reader:
-    """Walks over a payload and never past its end."""
-
-    def __init__(self, payload: Buffer) -> None:
-        self._view = memoryview(payload).cast("B")
-        self._at = 0
-
-    def take(self, layout: struct.Struct) -> tuple[Any, ...]:
-        end = self._at + layout.size
-        if end > len(self._view):
-            raise FrameError("payload is cut short")
-        values = layout.unpack_from(self._view, self._at)
-        self._at = end
-        return values
-
-    def bytes(self, count: int) -> memoryview:
-        end = self._at + count
-        if end > len(self._view):
-            raise FrameError("payload is cut short")
-        view = self._view[self._at : end]
-        self._at = end
-        return view
-
-    def text(self) -> str:
-        try:
-            return str(self.bytes(self.take(_U16)[0]), "utf-8")
-        except UnicodeDecodeError:
-            raise FrameError("a name is not UTF-8") from None
-
-    def tensors(self) -> list[WireTensor]:
-        count = self.take(_U16)[0]
-        rows = [self._tensor_row() for _ in range(count)]
-        tensors = []
-        for name, datatype, shape, place in rows:
-            if isinstance(place, Region):
-                tensors.append(WireTensor(name, datatype, shape, place))
-                continue
-            if place:
-                self.bytes(-self._at % ALIGNMENT)
-            tensors.append(WireTensor(name, datatype, shape, self.bytes(place)))
-        return tensors
-
-    def _tensor_row(self) -> tuple[str, str, tuple[int, ...], Region | int]:
-        name = self.text()
-        code, rank, is_region = self.take(_TENSOR)
-        if code not in DATATYPE_OF_CODE:
-            raise FrameError(f"unknown datatype code {code}")
-        if rank > MAX_RANK:
-            raise FrameError(f"a tensor of {rank} dimensions")
-        shape = self.take(struct.Struct(f"<{rank}q"))
-        if is_region:
-            return name, DATATYPE_OF_CODE[code].name, shape, Region(*self.take(_REGION))
-        return name, DATATYPE_OF_CODE[code].name, shape, int(self.take(_INLINE)[0])
+def _bytes_of(payload: Buffer) -> memoryview:
+    view = memoryview(payload)
+    return view if view.ndim == 1 and view.format == "B" else view.cast("B")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
+from roost.core.errors import RoostError
 from roost.core.names import DEFAULT_NAMESPACE
 from roost.core.tensors import Parameters, Tensor
 
@@ -28,6 +30,8 @@ class RequestContext:
         infer_ended: When the model had computed.
         run_ended: When the worker was done with it, or with the response of a stream that came last.
         responses: How many responses a stream has given.
+        timeout_s: The request's own ``timeout`` parameter, which the deadline takes into account; 0 if it has none.
+        branch: Where a route was found to lead, until it is followed.
     """
 
     received: float
@@ -43,6 +47,8 @@ class RequestContext:
     infer_ended: float = 0.0
     run_ended: float = 0.0
     responses: int = 0
+    timeout_s: float = 0.0
+    branch: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +129,14 @@ class InferResponse:
     parameters: Parameters = field(default_factory=dict)
     final: bool = True
     in_regions: frozenset[str] = frozenset()
+
+
+Done: TypeAlias = Callable[[InferResponse | RoostError], None]
+"""Takes the outcome of a request: called exactly once, on the event loop; must not raise."""
+
+
+class Ticket(Protocol):
+    """A request that was taken and has no outcome yet."""
+
+    def cancel(self) -> None:
+        """Nobody waits for the request any more: its ``Done`` is not called from now on. Safe at any time."""

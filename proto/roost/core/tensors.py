@@ -7,10 +7,12 @@ little-endian length. Only runtimes turn it into arrays.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +22,8 @@ from roost.core.errors import InvalidArgument
 Buffer: TypeAlias = bytes | bytearray | memoryview
 ParameterValue: TypeAlias = bool | int | float | str
 Parameters: TypeAlias = Mapping[str, ParameterValue]
+NO_PARAMETERS: Parameters = MappingProxyType({})
+"""To be shared by all that have none."""
 
 _LENGTH = struct.Struct("<I")
 MAX_RANK = 32
@@ -215,20 +219,27 @@ def to_array(tensor: Tensor) -> npt.NDArray[Any]:
     Raises:
         InvalidArgument: If the bytes do not fill the shape.
     """
-    datatype = DATATYPES[tensor.datatype]
-    count = element_count(tensor.shape)
-    if datatype.dtype is None:
-        elements = unpack_bytes(tensor.data, count)
-        if len(elements) != count:
-            raise InvalidArgument(f"expected {count} string elements for '{tensor.name}', got {len(elements)}")
-        array = np.empty(count, dtype=object)
+    dtype, expected = _layout(tensor.datatype, tensor.shape)
+    data = tensor.data
+    if dtype is None:
+        elements = unpack_bytes(data, expected)
+        if len(elements) != expected:
+            raise InvalidArgument(f"expected {expected} string elements for '{tensor.name}', got {len(elements)}")
+        array = np.empty(expected, dtype=object)
         array[:] = elements
         return array.reshape(tensor.shape)
-    expected = count * datatype.itemsize
-    actual = memoryview(tensor.data).nbytes
+    actual = data.nbytes if isinstance(data, memoryview) else len(data)
     if actual != expected:
         raise InvalidArgument(f"byte size mismatch for '{tensor.name}'. Expected {expected}, got {actual}")
-    return np.frombuffer(tensor.data, dtype=datatype.dtype).reshape(tensor.shape)
+    return np.ndarray(tensor.shape, dtype, data)
+
+
+@functools.lru_cache(4096)
+def _layout(datatype: str, shape: tuple[int, ...]) -> tuple[np.dtype[Any] | None, int]:
+    """The dtype of a tensor and its size in bytes; None and its number of elements, if it is BYTES."""
+    known = DATATYPES[datatype]
+    count = element_count(shape)
+    return known.dtype, count * known.itemsize if known.dtype is not None else count
 
 
 def from_array(name: str, datatype: str, array: npt.NDArray[Any]) -> Tensor:
@@ -240,6 +251,10 @@ def from_array(name: str, datatype: str, array: npt.NDArray[Any]) -> Tensor:
     if dtype is None:
         flat = array.reshape(-1).tolist()
         data: Buffer = pack_bytes(e if isinstance(e, bytes) else str(e).encode() for e in flat)
+    elif not array.size:
+        data = b""
     else:
-        data = np.ascontiguousarray(array, dtype=dtype).reshape(-1).view(np.uint8).data if array.size else b""
-    return Tensor(name, datatype, tuple(array.shape), data)
+        if array.dtype is not dtype or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)  # of a scalar it makes a vector
+        data = array.data.cast("B")
+    return Tensor(name, datatype, array.shape, data)

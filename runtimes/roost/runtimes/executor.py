@@ -1,4 +1,4 @@
-"""The worker's main loop: takes frames off the link, hands runs, loads and unloads to threads, answers the rest."""
+"""What the worker does: runs, loads and unloads of models, each in the thread that it belongs in."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
-from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit, parse_run
+from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
-from roost.runtimes.link import Link, PayloadTooLarge
+from roost.runtimes.link import Link
 from roost.runtimes.memory import private_bytes, trim_memory
 from roost.runtimes.protocol import LoadSpec, Runtime
-from roost.runtimes.runs import RunPool
+from roost.runtimes.reading import Reading
+from roost.runtimes.runs import Runs
+from roost.runtimes.shared import Shared
 
 _IGNORED = frozenset({FrameType.HELLO, FrameType.PONG, FrameType.ERROR})
 
@@ -25,16 +27,17 @@ class Executor:
     Args:
         link: The link to the router.
         runtimes: Runtimes by name.
+        shared: The memory that the router shares.
         slots: Runs at a time.
         threads: Threads that one run may use.
     """
 
-    def __init__(self, link: Link, runtimes: Mapping[str, Runtime], slots: int, threads: int) -> None:
+    def __init__(self, link: Link, runtimes: Mapping[str, Runtime], shared: Shared, slots: int, threads: int) -> None:
         self._link = link
         self._runtimes = runtimes
         self._threads = threads
         self._instances = InstanceTable()
-        self._runs = RunPool(link, self._instances, slots)
+        self._runs = Runs(link, self._instances, shared, slots, threads)
         self._loads: dict[int, LoadSpec] = {}
         self._loads_lock = threading.Lock()
 
@@ -45,22 +48,11 @@ class Executor:
             FrameError: If what comes over the link are not frames.
         """
         self._runs.start()
-        while True:
-            try:
-                frame = self._link.read()
-            except PayloadTooLarge as error:
-                self._link.send([error_frame(error.header.request, Code.RESOURCE_EXHAUSTED, str(error))])
-                continue
-            if frame is None:
-                return
-            self._dispatch(*frame)
-            del frame  # the payload must not live on while the next read waits
+        Reading(self._link, self._runs, self._dispatch).serve()
 
     def _dispatch(self, header: Header, payload: memoryview) -> None:
         request = header.request
         match header.type:
-            case FrameType.RUN:
-                self._runs.submit(request, parse_run(payload))
             case FrameType.CREDIT:
                 self._runs.grant(request, parse_credit(payload))
             case FrameType.PING:

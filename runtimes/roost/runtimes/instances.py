@@ -7,15 +7,37 @@ import threading
 from roost.core.errors import AlreadyExists, NotFound
 from roost.runtimes.protocol import LoadedModel
 
+_LAST_RUNS = 0b1111_1111
+_UNKNOWN = 0b1100_0000
+
 
 class Instance:
-    """A loaded model and the number of its runs, queued ones included."""
+    """A loaded model, the number of its runs, queued ones included, and what is known of how long they take.
 
-    __slots__ = ("model", "runs")
+    Attributes:
+        model: The model.
+        runs: How many runs hold it.
+        unfinished: How many of those have not yet come to a result, which is then sent.
+        last_ns: How long the last run took.
+        is_quick: Whether at most one of the last eight runs was slow. One may be: on a busy machine the quickest run
+            is held up now and then. Before there was a run two are taken to have been.
+    """
+
+    __slots__ = ("_slow", "is_quick", "last_ns", "model", "runs", "unfinished")
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
         self.runs = 0
+        self.unfinished = 0
+        self.last_ns = 0
+        self.is_quick = False
+        self._slow = _UNKNOWN  # a bit for each of the last runs
+
+    def ran(self, duration_ns: int, quick_ns: int) -> None:
+        """Learns how long a run took; it was slow if that was longer than ``quick_ns``."""
+        self.last_ns = duration_ns
+        self._slow = slow = (self._slow << 1 | (duration_ns > quick_ns)) & _LAST_RUNS
+        self.is_quick = not slow & (slow - 1)  # without its lowest bit nothing is left
 
 
 class InstanceTable:
@@ -54,7 +76,23 @@ class InstanceTable:
             instance = self._loaded.get(instance_id)
             if instance is not None:
                 instance.runs += 1
+                instance.unfinished += 1
             return instance
+
+    def get(self, instance_id: int) -> Instance | None:
+        """The loaded instance with this id, if there is one, without holding it."""
+        return self._loaded.get(instance_id)
+
+    def hold_also(self, instance: Instance) -> None:
+        """Counts another run in on an instance that can't have been removed."""
+        with self._changed:
+            instance.runs += 1
+            instance.unfinished += 1
+
+    def finish(self, instance: Instance) -> None:
+        """Notes that a run has come to its result; it holds the instance until ``let_go``."""
+        with self._changed:
+            instance.unfinished -= 1
 
     def let_go(self, instance: Instance) -> None:
         """Counts a run out."""

@@ -1,4 +1,4 @@
-"""The worker's end of the link: whole frames in, whole frames out, over a blocking Unix stream socket."""
+"""The worker's end of the link: frames in and out over a blocking Unix stream socket, many with one system call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from roost.core.frames import ALIGNMENT, HEADER_BYTES, FrameError, Header, unpack_header
 from roost.core.tensors import Buffer
 
 _MAX_BUFFERS = 1024  # IOV_MAX: more in one call are refused
+_READ_BYTES = 128 << 10
 _DISCARD_BYTES = 1 << 20
 _JOIN_BYTES = 16 << 10  # copying so little costs less than handing over the pieces
 
@@ -25,8 +26,32 @@ class PayloadTooLarge(Exception):
         self.header = header
 
 
+class Frame(NamedTuple):
+    """A frame that has come.
+
+    Attributes:
+        header: Its header.
+        payload: Its payload.
+        is_lent: The payload's memory is read into again by the next ``fill``; else it is its own, and views on it
+            keep it alive.
+    """
+
+    header: Header
+    payload: memoryview
+    is_lent: bool
+
+    def keep(self) -> memoryview:
+        """The payload in memory of its own, its tensors aligned as they are in a frame that is."""
+        if not self.is_lent:
+            return self.payload
+        return _copy_of(self.payload)
+
+
 class Link:
-    """Reads frames from one thread and writes frames from any.
+    """Reads frames from one thread at a time and writes frames from any.
+
+    Small frames are read many at a time into one buffer, a large one into memory of its own. Either begins at a
+    multiple of 64 bytes.
 
     Args:
         sock: The connected socket, in blocking mode.
@@ -37,31 +62,68 @@ class Link:
     def __init__(self, sock: socket.socket, end: Callable[[int], NoReturn] = os._exit) -> None:
         self._sock = sock
         self._end = end
-        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._buffer = aligned_buffer(_READ_BYTES)
+        self._at = 0  # where the next frame begins
+        self._filled = 0
+        self._begun: Header | None = None  # of the next frame, as far as it is known that it has not come whole
+        self._large: Frame | None = None
         self._write_lock = threading.Lock()
 
-    def read(self) -> tuple[Header, memoryview] | None:
-        """Waits for the next frame; None once the peer has closed the link between two frames.
-
-        The payload starts at an address that is a multiple of 64 bytes and is never reused: views on it keep it alive.
+    def take(self) -> Frame | None:
+        """The next frame that has been read; None: there is no whole one.
 
         Raises:
-            FrameError: If the bytes are not a frame, or the link ends in the middle of one.
+            FrameError: If the bytes are not a frame.
+        """
+        large = self._large
+        if large is not None:
+            self._large = None
+            return large
+        start = self._at + HEADER_BYTES
+        if start > self._filled:
+            return None
+        header = unpack_header(self._buffer, at=self._at)
+        end = start + header.length
+        if end > self._filled:
+            self._begun = header
+            return None
+        payload = self._buffer[start:end]
+        is_aligned = not self._at % ALIGNMENT  # as runs are that follow each other, but not one behind a control frame
+        self._at = end
+        return Frame(header, payload if is_aligned else _copy_of(payload), is_aligned)
+
+    def fill(self) -> bool:
+        """Waits for more, once ``take`` has nothing left; False if the peer has closed the link between two frames.
+
+        Raises:
+            FrameError: If the link ends in the middle of a frame.
             PayloadTooLarge: If there is no memory for the payload.
         """
-        if not self._fill(self._header, may_end=True):
-            return None
-        header = unpack_header(self._header)
-        try:
-            payload = aligned_buffer(header.length)
-        except MemoryError:
-            self._discard(header.length)
-            raise PayloadTooLarge(header) from None
-        self._fill(payload)
-        return header, payload
+        begun, self._begun = self._begun, None
+        if begun is not None and begun.length > _READ_BYTES // 2:
+            self._fill_large(begun)
+            return True
+        at, rest = self._at, self._filled - self._at
+        if at:
+            self._at = 0
+            if rest:
+                self._buffer[:rest] = self._buffer[at : self._filled]
+        self._filled = rest
+        count = self._receive(self._buffer[rest:])
+        if not count and rest:
+            raise FrameError("the link ended in the middle of a frame")
+        self._filled += count
+        return count > 0
+
+    def detach(self) -> None:
+        """Leaves the buffer to the payloads that were taken from it: what follows is read into another one."""
+        buffer = aligned_buffer(_READ_BYTES)
+        rest = self._filled - self._at
+        buffer[:rest] = self._buffer[self._at : self._filled]
+        self._buffer, self._at, self._filled = buffer, 0, rest
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        """Writes one frame, given as buffers; returns when the kernel has all of it."""
+        """Writes frames, given as buffers; returns when the kernel has all of them."""
         with self._write_lock:
             try:
                 if sum(map(len, buffers)) <= _JOIN_BYTES:
@@ -83,24 +145,37 @@ class Link:
             if sent:
                 left[0] = left[0][sent:]
 
-    def _fill(self, view: memoryview, may_end: bool = False) -> bool:
+    def _fill_large(self, header: Header) -> None:
+        start = self._at + HEADER_BYTES
+        beginning = self._buffer[start : self._filled]
+        self._at = self._filled = 0
+        try:
+            payload = _payload_buffer(header.length)
+        except MemoryError:
+            self._discard(header.length - len(beginning))
+            raise PayloadTooLarge(header) from None
+        payload[: len(beginning)] = beginning
+        self._receive_all(payload[len(beginning) :])
+        self._large = Frame(header, payload, False)
+
+    def _receive(self, view: memoryview) -> int:
+        try:
+            return self._sock.recv_into(view)
+        except ConnectionResetError:
+            return 0
+
+    def _receive_all(self, view: memoryview) -> None:
         at = 0
         while at < len(view):
-            try:
-                count = self._sock.recv_into(view[at:])
-            except ConnectionResetError:
-                count = 0
+            count = self._receive(view[at:])
             if not count:
-                if may_end and not at:
-                    return False
                 raise FrameError("the link ended in the middle of a frame")
             at += count
-        return True
 
     def _discard(self, length: int) -> None:
         scratch = memoryview(bytearray(min(length, _DISCARD_BYTES)))
         while length:
-            self._fill(scratch[:length])
+            self._receive_all(scratch[:length])
             length -= min(length, len(scratch))
 
 
@@ -111,3 +186,14 @@ def aligned_buffer(length: int) -> memoryview:
     block = np.empty(length + ALIGNMENT, np.uint8)
     start = -block.ctypes.data % ALIGNMENT
     return block[start : start + length].data
+
+
+def _copy_of(payload: memoryview) -> memoryview:
+    copy = _payload_buffer(len(payload))
+    copy[:] = payload
+    return copy
+
+
+def _payload_buffer(length: int) -> memoryview:
+    """Memory for a payload whose frame would begin at a multiple of 64 bytes."""
+    return aligned_buffer(HEADER_BYTES + length)[HEADER_BYTES:]

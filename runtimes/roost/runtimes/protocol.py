@@ -25,6 +25,8 @@ class Cancellation:
         cancelled: Nobody waits any more.
     """
 
+    __slots__ = ("_callback", "cancelled")
+
     def __init__(self) -> None:
         self.cancelled = False
         self._callback: Callable[[], None] | None = None
@@ -65,14 +67,38 @@ class LoadSpec:
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an output is wanted: memory that the router can read, so that nobody has to carry the output there.
+
+    A runtime may let the model write there, if the output turns out to be as large, and returns ``memory`` as the
+    output's data then. It may as well take no notice.
+
+    Attributes:
+        datatype: What the output is expected to be.
+        shape: Its expected shape.
+        memory: Bytes that may be written until the run ends, as many as that takes; at a multiple of 64 bytes.
+    """
+
+    datatype: str
+    shape: tuple[int, ...]
+    memory: memoryview
+
+
+_NO_PLACES: Mapping[str, Place] = {}
+
+
 class RunHandle(Cancellation):
     """One run as its model sees it: parameters, cancellation, timing, and intermediate responses.
 
     Attributes:
         parameters: Request parameters.
         deadline_ns: ``time.monotonic_ns`` after which the answer is of no use; 0 for none.
+        places: Where outputs are wanted, by name.
         emitted: How many responses the model has given before the last one.
     """
+
+    __slots__ = ("_emit", "_infer_end", "_infer_start", "_start", "deadline_ns", "emitted", "parameters", "places")
 
     def __init__(
         self,
@@ -80,9 +106,11 @@ class RunHandle(Cancellation):
         deadline_ns: int = 0,
         emit: Callable[[Sequence[Tensor], int, StepTimes], None] | None = None,
     ) -> None:
-        super().__init__()
+        self.cancelled = False
+        self._callback = None
         self.parameters: Parameters = parameters if parameters is not None else {}
         self.deadline_ns = deadline_ns
+        self.places = _NO_PLACES
         self.emitted = 0
         self._emit = emit
         self._start = self._infer_start = self._infer_end = 0
@@ -102,9 +130,10 @@ class RunHandle(Cancellation):
             self._emit(outputs, sequence, self.times())
         self._infer_end = 0  # the computation goes on
 
-    def begin(self) -> None:
-        """Marks the start of the input step."""
-        self._start = self._infer_start = time.monotonic_ns()
+    def begin(self) -> int:
+        """Marks the start of the input step and says when that is, ``time.monotonic_ns``."""
+        self._start = self._infer_start = now_ns = time.monotonic_ns()
+        return now_ns
 
     def begin_infer(self) -> None:
         """Marks the end of the input step and the start of the model's computation."""
@@ -132,7 +161,7 @@ class LoadedModel(Protocol):
         Args:
             inputs: Tensors whose data stays valid and unchanged until the call returns.
             outputs: Names of the outputs wanted; empty: all.
-            run: Parameters, cancellation and timing.
+            run: Parameters, cancellation, timing, and places for outputs.
 
         Returns:
             The outputs. Their data may be views; whoever holds them keeps them alive. A decoupled model whose
