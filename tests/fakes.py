@@ -20,7 +20,7 @@ from roost.core.errors import (
     Unimplemented,
 )
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
-from roost.core.requests import InferRequest, InferResponse, RegionSlice
+from roost.core.requests import Done, InferRequest, InferResponse, RegionSlice, Ticket
 from roost.core.statistics import BatchStatistics, InferStatistics, ModelStatistics, StatisticDuration
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array, to_array
 from roost.proto import model_config_pb2 as mc
@@ -89,6 +89,25 @@ class FakeSharedMemory:
         return self.regions[name]
 
 
+class FakeTicket:
+    """A request that was begun: answered on a later turn of the loop, ``hang`` when ``go`` is set."""
+
+    def __init__(self, plane: FakeDataPlane, contract: Contract, request: InferRequest, done: Done) -> None:
+        self._plane = plane
+        self._request = request
+        self._done: Done | None = done
+        self._task = asyncio.get_running_loop().create_task(plane.run(contract, request))
+        self._task.add_done_callback(self._settle)
+
+    def cancel(self) -> None:
+        self._done = None
+        self._task.cancel()
+
+    def _settle(self, task: asyncio.Task[list[Tensor]]) -> None:
+        if self._done is not None:
+            self._done(self._plane.answer(self._request, task.result()))
+
+
 class FakeDataPlane:
     """A few models.
 
@@ -107,6 +126,7 @@ class FakeDataPlane:
         calls: Loads and unloads.
         streamed: How many answers were taken from ``stream``.
         refusals: Limits that requests ran into before they came here.
+        may_begin: Whether ``begin`` takes what it can; else everything goes through ``infer``.
     """
 
     def __init__(self, body_bytes: int = 256 * MIB, request_timeout_s: float = 30.0) -> None:
@@ -114,6 +134,7 @@ class FakeDataPlane:
         self.cuda_shared_memory = NoGpuMemory()
         self._trace_book = TraceBook()
         self._log_book = LogBook("info", lambda level: None)
+        self.may_begin = True
         self.streamed = 0
         self.refusals: list[Limit] = []
         self.bodies = ByteBudget(body_bytes)
@@ -169,12 +190,22 @@ class FakeDataPlane:
             )
         return config
 
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        if not self.may_begin or request.model_name not in self.contracts:
+            return None
+        contract = self._find(request.model_name, request.model_version)
+        warm = contract.model in ("simple", "word", "big", "hang") or contract.model.startswith("id_")
+        if not warm or request.regions or any(output.region is not None for output in request.outputs):
+            return None
+        self._accept(contract, request)
+        return FakeTicket(self, contract, request, done)
+
     async def infer(self, request: InferRequest) -> InferResponse:
         contract = self._find(request.model_name, request.model_version)
         if contract.model == "stream":
             raise Unimplemented("ModelInfer RPC doesn't support models with decoupled transaction policy")
         self._accept(contract, request)
-        return self._answer(request, await self._run(contract, request))
+        return self.answer(request, await self.run(contract, request))
 
     async def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         contract = self._find(request.model_name, request.model_version)
@@ -189,7 +220,7 @@ class FakeDataPlane:
                 raise Internal("the model failed")
             if index == request.parameters.get("wait_after"):
                 await self._hang()
-            response = self._answer(request, [from_array("OUT", "INT32", np.array([value], np.int32))])
+            response = self.answer(request, [from_array("OUT", "INT32", np.array([value], np.int32))])
             response.final = closes_with_data and index == len(values) - 1
             self.streamed += 1
             yield response
@@ -207,7 +238,7 @@ class FakeDataPlane:
         contract.check(request)
         self.requests.append(request)
 
-    def _answer(self, request: InferRequest, outputs: list[Tensor]) -> InferResponse:
+    def answer(self, request: InferRequest, outputs: list[Tensor]) -> InferResponse:
         """A response with what was asked for, in memory of this process or, without data, in a client's region."""
         if request.outputs:
             outputs = [output for wanted in request.outputs for output in outputs if output.name == wanted.name]
@@ -221,7 +252,7 @@ class FakeDataPlane:
         response.in_regions = frozenset(regions)
         return response
 
-    async def _run(self, contract: Contract, request: InferRequest) -> list[Tensor]:
+    async def run(self, contract: Contract, request: InferRequest) -> list[Tensor]:
         match contract.model:
             case "simple":
                 a, b = (to_array(tensor) for tensor in sorted(request.inputs, key=lambda tensor: tensor.name))

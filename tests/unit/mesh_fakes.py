@@ -11,7 +11,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,14 +28,20 @@ from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.policy import ModelPolicy
 from roost.router.catalog import Catalog
+from roost.router.inference import settle as settle_future
+from roost.router.intake import Intake
 from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Model, Version
+from roost.router.pending import Pending
 from roost.router.placement import Ledger
 from roost.router.process import WorkerProcess, WorkerSpec
-from roost.router.revision import Pending, Revision
+from roost.router.proof import Proof
+from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
 from roost.router.stats import Stats
+from roost.router.streams import ResponseStream
+from roost.router.validation import Contract
 from roost.router.worker import Worker
 
 from tests.virtual_time import settle
@@ -81,6 +87,11 @@ class Call:
         self.future.set_exception(error)
 
 
+def _joined(data: object) -> bytes:
+    """Inline elements, which may lie in several buffers."""
+    return b"".join(cast(Sequence[bytes], data)) if isinstance(data, list) else bytes(cast(bytes, data))
+
+
 @dataclass(eq=False)
 class Job:
     """A run that waits for its answer."""
@@ -88,6 +99,7 @@ class Job:
     process: FakeProcess
     number: int
     run: Run
+    places: Sequence[WireTensor] = ()
     started: bool = False
     cancelled: bool = False
     emitted: int = 0
@@ -100,18 +112,28 @@ class Job:
     def model(self) -> str:
         return self.process.loaded[self.run.instance]
 
+    @property
+    def data(self) -> bytes:
+        """The elements of the first input."""
+        return _joined(self.run.inputs[0].data)
+
     def start(self) -> None:
         """The worker begins with it."""
         self.started = True
-        self.process.listener.on_started(self.number)
+        self.process.begun.add(self.number)
 
     def answer(self) -> None:
         """The worker is done: the input is the output."""
+        outputs = [WireTensor("y", t.datatype, t.shape, _joined(t.data)) for t in self.run.inputs]
+        self.answer_with(*outputs)
+
+    def answer_with(self, *outputs: WireTensor) -> None:
+        """The worker is done and has these outputs."""
         if not self.started:
             self.start()
         self._end()
-        outputs = [WireTensor("y", t.datatype, t.shape, t.data) for t in self.run.inputs]
-        self.process.listener.on_response(self.number, Response(outputs, times=StepTimes(1, 2, 2, 3, 3, 4)))
+        times = StepTimes(1, 2, 2, 3, 3, 3 + self.process.farm.run_ns)
+        self.process.listener.on_response(self.number, Response(outputs, times=times))
 
     def emit(self, size_bytes: int = 1) -> bool:
         """The worker sends a response that is not the last one, if it has the credit for one; whether it had."""
@@ -152,9 +174,19 @@ class FakeLink:
     def next_number(self) -> int:
         return next(self._numbers)
 
-    def send_run(self, number: int, run: Run) -> None:
+    @property
+    def arena_bytes(self) -> int:
+        return 0
+
+    def send_run(self, number: int, run: Run, outputs: Sequence[WireTensor] = ()) -> None:
         if not self.closed:
-            self._process.take_run(Job(self._process, number, run))
+            self._process.take_run(Job(self._process, number, run, outputs))
+
+    def has_started(self, number: int) -> bool:
+        return number in self._process.begun
+
+    def stage(self, size_bytes: int) -> memoryview | None:
+        return None
 
     def send_cancel(self, number: int) -> None:
         for job in self._process.farm.jobs:
@@ -194,6 +226,7 @@ class FakeProcess:
         self.pid = pid
         self.listener = listener
         self.loaded: dict[int, str] = {}
+        self.begun: set[int] = set()
         self.hung = asyncio.Event()
         self._link = FakeLink(self)
         self._ending = False
@@ -261,7 +294,7 @@ class FakeProcess:
         assert job.run.instance in self.loaded, "a run of what is not loaded"
         farm.jobs.append(job)
         mine = [other for other in farm.jobs if other.process is self]
-        assert len(mine) <= self.spec.slots, "more runs than slots"
+        assert len(mine) <= max(self.spec.slots, farm.most_runs), "more runs than slots"
         farm.on_run(job)
 
 
@@ -276,6 +309,8 @@ class Farm:
         loads_done: Models in the order in which they were loaded.
         may_start: Whether processes can be started.
         death_takes_s: How long a process that lost its link still has its memory.
+        most_runs: How many runs a worker may have at once besides one for each slot.
+        run_ns: What the worker says that a run took.
     """
 
     def __init__(self, sizes: dict[str, int], budget_bytes: Callable[[], int]) -> None:
@@ -288,6 +323,8 @@ class Farm:
         self.on_run: Callable[[Job], None] = lambda job: None
         self.may_start = True
         self.death_takes_s = 0.0
+        self.most_runs = 0
+        self.run_ns = 10_000_000
         self._sizes = sizes
         self._budget_bytes = budget_bytes
         self._pids = itertools.count(100)
@@ -365,6 +402,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self.digests: dict[tuple[str, int, int, int], str] = {}
         self.signatures: dict[tuple[str, str], Signature] = {}
+        self.proofs: dict[tuple[str, str], Proof] = {}
 
     def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
         return self.digests.get((path, inode, size, mtime_ns))
@@ -377,6 +415,12 @@ class MemoryStore:
 
     def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
         self.signatures[digest, backend] = signature
+
+    def get_proof(self, digest: str, conditions: str) -> Proof | None:
+        return self.proofs.get((digest, conditions))
+
+    def put_proof(self, digest: str, conditions: str, proof: Proof) -> None:
+        self.proofs[digest, conditions] = proof
 
     def close(self) -> None:
         pass
@@ -395,6 +439,20 @@ class InlineExecutor(Executor):
 
 
 @dataclass(eq=False)
+class Sent:
+    """A request that was sent: its future gets the outcome."""
+
+    future: asyncio.Future[InferResponse]
+    pending: Pending
+    stream: ResponseStream | None
+
+    def cancel(self) -> None:
+        """Its client goes away."""
+        self.pending.cancel()
+        self.future.cancel()
+
+
+@dataclass(eq=False)
 class Bed:
     """A mesh on fake workers, and short ways to ask it for things."""
 
@@ -406,14 +464,17 @@ class Bed:
     sizes: dict[str, int]
     group: asyncio.TaskGroup
     revisions: list[Revision] = field(default_factory=list)
-    sent: list[Pending] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
 
-    def model(self, name: str, size: int, *, pin: bool = False, decoupled: bool = False) -> Revision:
-        """Makes a model of so many bytes known."""
+    def model(
+        self, name: str, size: int, *, pin: bool = False, decoupled: bool = False, batch: int = 0, **config: Any
+    ) -> Revision:
+        """Makes a model of so many bytes known, with a configuration."""
         self.sizes[name] = size
         policy = ModelPolicy(memory_bytes=size, pin=pin)
-        config = mc.ModelConfig(name=name, model_transaction_policy={"decoupled": decoupled})
-        description = ModelDescription(config, "dummy", policy, 0)
+        transaction = {"decoupled": decoupled}
+        made = mc.ModelConfig(name=name, max_batch_size=batch, model_transaction_policy=transaction, **config)
+        description = ModelDescription(made, "dummy", policy, batch)
         key = VersionKey(DEFAULT_NAMESPACE, name, "1")
         revision = Revision(key, cast(ModelFolder, FakeFolder(name)), description)
         self.catalog.install(
@@ -422,22 +483,47 @@ class Bed:
         self.revisions.append(revision)
         return revision
 
-    def submit(self, revision: Revision, *, timeout_s: float = math.inf, data: bytes = b"1234") -> Pending:
-        """Sends a request."""
+    def submit(
+        self,
+        revision: Revision,
+        *,
+        timeout_s: float = math.inf,
+        data: bytes = b"1234",
+        priority: int = 0,
+        **parameters: str | int,
+    ) -> Sent:
+        """Sends a request; one byte is a row, if the model batches."""
         now = time.monotonic()
-        context = RequestContext(now, now + timeout_s)
-        request = InferRequest(revision.key.name, "", context, [Tensor("x", "UINT8", (len(data),), data)])
-        pending = self.mesh.submit(revision, request)
-        self.sent.append(pending)
-        return pending
+        context = RequestContext(now, now + timeout_s, priority=priority)
+        tensors = [Tensor("x", "UINT8", (len(data),), data)]
+        request = InferRequest(revision.key.name, "", context, tensors, parameters=parameters)
+        sent = self.send(revision, request)
+        self.sent.append(sent)
+        return sent
+
+    def send(self, revision: Revision, request: InferRequest) -> Sent:
+        """Sends a request that was made elsewhere."""
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        stream = ResponseStream() if revision.decoupled else None
+
+        def done(outcome: InferResponse | RoostError) -> None:
+            assert not future.done(), "a second outcome, or one for a client that has gone"
+            settle_future(future, outcome)
+            if stream is not None:
+                stream.end(outcome)
+
+        batch = revision.batch_rows
+        intake = revision.intake or Intake(Contract("", self.farm.signature, batch), batches=batch > 1)
+        pending = self.mesh.submit(revision, request, done, intake.measure(request), stream=stream)
+        return Sent(future, pending, stream)
 
     async def infer(self, revision: Revision, *, timeout_s: float = math.inf) -> InferResponse:
         """Sends a request and waits as the router does."""
-        pending = self.submit(revision, timeout_s=timeout_s)
+        sent = self.submit(revision, timeout_s=timeout_s)
         try:
-            return await pending.future
+            return await sent.future
         except asyncio.CancelledError:
-            self.mesh.abandon(pending)
+            sent.cancel()
             raise
 
     async def make_resident(self, *revisions: Revision) -> None:

@@ -97,7 +97,7 @@ async def test_a_load_that_nobody_waits_for_any_more_is_finished_and_kept() -> N
         on.farm.on_call = Farm.held
         pending = on.submit(a)
         await settle()
-        on.mesh.abandon(pending)
+        pending.cancel()
         on.call(a).succeed()
         await settle()
         assert on.farm.models() == ["a"]
@@ -112,7 +112,7 @@ async def test_a_load_in_the_line_that_nobody_wants_any_more_evicts_nothing() ->
         running = on.submit(a)
         waiting = on.submit(b)
         await settle()
-        on.mesh.abandon(waiting)
+        waiting.cancel()
         await settle()
         assert b.load is None
         await asyncio.sleep(100)
@@ -131,7 +131,7 @@ async def test_bring_waits_for_the_load_that_a_request_began_and_survives_its_en
         async with asyncio.TaskGroup() as group:
             group.create_task(on.mesh.loader.bring(a))
             await settle()
-            on.mesh.abandon(pending)
+            pending.cancel()
             on.call(a).succeed()
         assert a.resident()
         await on.mesh.loader.bring(a)
@@ -270,7 +270,7 @@ async def test_a_running_request_that_is_cancelled_tells_the_worker_and_keeps_it
         await on.make_resident(a)
         first, second = on.submit(a), on.submit(a)
         await settle()
-        on.mesh.abandon(first)
+        first.cancel()
         job = on.job(a)
         assert job.cancelled
         await settle()
@@ -279,8 +279,8 @@ async def test_a_running_request_that_is_cancelled_tells_the_worker_and_keeps_it
         on.answer_all()
         await second.future
         assert first.future.cancelled()
-        on.mesh.abandon(first)
-        on.mesh.abandon(second)
+        first.cancel()
+        second.cancel()
 
 
 @virtual
@@ -314,7 +314,9 @@ async def test_the_deadline_comes_while_it_waits_loads_or_runs() -> None:
         a, b = on.model("a", 10), on.model("b", 10)
         await on.make_resident(a)
         on.farm.on_call = Farm.loads_held
-        running, waiting, loading = (on.submit(m, timeout_s=t) for m, t in ((a, 3.0), (a, 1.0), (b, 2.0)))
+        running = on.submit(a, timeout_s=3.0)
+        await settle()
+        waiting, loading = on.submit(a, timeout_s=1.0), on.submit(b, timeout_s=2.0)
         errors = [await outcome_of(pending.future) for pending in (waiting, loading, running)]
         assert all(isinstance(error, DeadlineExceeded) for error in errors)
         wheres = [error.message.split("while ")[1] for error in errors if error is not None]
@@ -369,7 +371,7 @@ async def test_a_full_queue_refuses_by_bytes_over_all_models() -> None:
 async def test_a_request_without_inputs() -> None:
     async with bed() as on:
         a = on.model("a", 10)
-        pending = on.mesh.submit(a, InferRequest("a", "", RequestContext(0.0), []))
+        pending = on.send(a, InferRequest("a", "", RequestContext(0.0), []))
         await settle()
         on.answer_all()
         assert (await pending.future).outputs == []
@@ -859,7 +861,7 @@ async def test_expired_and_cancelled_runs_of_a_lost_worker_are_not_sent_again() 
         await on.make_resident(a)
         expired, cancelled = on.submit(a, timeout_s=1.0), on.submit(a)
         await asyncio.sleep(2)
-        on.mesh.abandon(cancelled)
+        cancelled.cancel()
         on.process_of(a).end(CRASH)
         await asyncio.sleep(2)
         assert not on.farm.jobs

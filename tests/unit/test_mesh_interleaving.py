@@ -24,22 +24,25 @@ from roost.core.errors import (
     Unavailable,
 )
 from roost.core.frames import FrameType
-from roost.router.revision import Pending, Revision
+from roost.router.revision import Revision
 
-from tests.unit.mesh_fakes import Bed, Farm, bed
+from tests.unit.mesh_fakes import Bed, Farm, Sent, bed
 from tests.virtual_time import run, settle
 
 BUDGET = 100
 DECOUPLED = "bg"
-SIZES = {"a": 30, "b": 40, "c": 60, "d": 100, "e": 101, "f": 10, "g": 10}
+BATCHING = "chi"
+IN_ORDER = "i"
+SIZES = {"a": 30, "b": 40, "c": 60, "d": 100, "e": 101, "f": 10, "g": 10, "h": 10, "i": 10}
 Step: TypeAlias = tuple[str, Any]
 
 INDEX = st.integers(0, 7)
 STEPS: st.SearchStrategy[Step] = st.one_of(
     st.tuples(
-        st.just("submit"), st.tuples(st.sampled_from("abbccdefg"), st.sampled_from([math.inf, math.inf, 0.5, 5.0]))
+        st.just("submit"),
+        st.tuples(st.sampled_from("abbccdefghhhiii"), st.sampled_from([math.inf, math.inf, 0.5, 5.0])),
     ),
-    st.tuples(st.just("submit"), st.tuples(st.sampled_from("abcfg"), st.just(math.inf))),
+    st.tuples(st.just("submit"), st.tuples(st.sampled_from("abcfghhi"), st.just(math.inf))),
     st.tuples(st.sampled_from(["answer", "answer", "start", "fail", "cancel", "call done", "call done"]), INDEX),
     st.tuples(st.sampled_from(["emit", "emit", "take", "refuse"]), INDEX),
     st.tuples(st.just("call fails"), st.tuples(INDEX, st.sampled_from([InvalidArgument, ResourceExhausted, Internal]))),
@@ -56,7 +59,7 @@ class Script:
     def __init__(self, on: Bed) -> None:
         self.on = on
         self.models = {name: self.model(name) for name in SIZES}
-        self.settled: dict[Pending, int] = {}
+        self.settled: dict[Sent, int] = {}
         self.tasks: list[asyncio.Task[RoostError | None]] = []
 
     async def carry_out(self, step: Step) -> None:
@@ -80,7 +83,7 @@ class Script:
             case "take", index if on.sent:
                 self.tasks.append(on.group.create_task(self.take(on.sent[-1 - index % len(on.sent)])))
             case "cancel", index if on.sent:
-                on.mesh.abandon(on.sent[-1 - index % len(on.sent)])
+                on.sent[-1 - index % len(on.sent)].cancel()
             case "call done", index if farm.calls:
                 farm.calls[index % len(farm.calls)].succeed()
             case "call fails", (index, error) if farm.calls:
@@ -105,9 +108,13 @@ class Script:
         self.check()
 
     def model(self, name: str) -> Revision:
-        return self.on.model(name, SIZES[name], pin=name == "a", decoupled=name in DECOUPLED)
+        config: dict[str, Any] = {}
+        if name in IN_ORDER:
+            config = {"dynamic_batching": {"preserve_ordering": True}, "instance_group": [{"count": 2}]}
+        batch = 4 if name in BATCHING else 0
+        return self.on.model(name, SIZES[name], pin=name == "a", decoupled=name in DECOUPLED, batch=batch, **config)
 
-    async def take(self, pending: Pending) -> RoostError | None:
+    async def take(self, pending: Sent) -> RoostError | None:
         """Takes a response of a stream, if there is one."""
         if pending.stream is None or pending.future.cancelled():
             return None
@@ -122,7 +129,7 @@ class Script:
 
     def submit(self, revision: Revision, timeout_s: float) -> None:
         try:
-            pending = self.on.submit(revision, timeout_s=timeout_s)
+            pending = self.on.submit(revision, timeout_s=timeout_s, data=b"12")
         except ResourceExhausted:
             return
         self.settled[pending] = 0
@@ -157,15 +164,22 @@ class Script:
         assert on.mesh.queues.requests == len(queued)
         assert on.mesh.queues.bytes == sum(pending.nbytes for pending in queued)
         assert len(set(queued)) == len(queued)
-        assert not [pending for pending in queued if pending.future.done()]
+        assert not [pending for pending in queued if pending.settled]
         for worker in on.mesh.workers:
-            for pending in worker.runs.values():
-                assert pending not in queued
-                assert pending.instance is not None
-                assert pending.instance.worker is worker
+            for number, batch in worker.runs.items():
+                assert batch.instance.worker is worker
+                assert batch.number == number
+                assert batch.open == sum(not (p.settled or p.outcome is not None) for p in batch.requests)
+                assert batch in batch.instance.runs
+                for pending in batch.requests:
+                    assert pending not in queued
+                    assert pending.batch is batch
         for revision in on.revisions:
             waits = len(revision.queue) > 0
-            assert on.ledger.claimed(revision) >= waits
+            assert on.ledger.claimed(revision) >= (waits and not revision.pumping)
+            assert revision.queued_rows == sum(pending.rows for pending in revision.queue)
+            assert not revision.in_order or not (revision.in_order[0].settled or revision.in_order[0].outcome)
+            assert [p.due for p in revision.queue] == sorted(p.due for p in revision.queue)
 
     async def come_to_an_end(self) -> None:
         """From now on workers do what they are told; all that is left has its turn."""
@@ -186,13 +200,13 @@ class Script:
             assert_sensible(pending)
 
 
-def assert_sensible(pending: Pending) -> None:
+def assert_sensible(pending: Sent) -> None:
     if pending.future.cancelled():
         return
     error = pending.future.exception()
     assert error is None or isinstance(error, Unavailable | ResourceExhausted | DeadlineExceeded | Internal)
     assert not isinstance(error, Cancelled)
-    if pending.revision.key.name == "e":
+    if pending.pending.revision.key.name == "e":
         assert error is not None, "it is larger than the budget"
 
 

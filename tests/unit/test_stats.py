@@ -199,7 +199,7 @@ async def ask(on: Bed, revision: Revision) -> None:
     if not revision.used:
         on.mesh.begin_use(revision)
     await on.make_resident(revision)
-    request = on.sent[-1].request
+    request = on.sent[-1].pending.request
     request.context.served_by = (revision.key.name, revision.key.version)
     on.stats.record(record_of(request.context, None))
 
@@ -211,6 +211,7 @@ async def show(on: Bed, name: str = "", version: str = "") -> list[ModelStatisti
 @virtual
 async def test_statistics_outlive_an_eviction() -> None:
     async with bed(100) as on:
+        on.farm.run_ns = 1
         a, b, unused = on.model("a", 60), on.model("b", 60), on.model("unused", 10)
         await ask(on, a)
         (before,) = await show(on)
@@ -289,7 +290,7 @@ async def test_streams_are_counted_by_what_became_of_them() -> None:
         on.job(a).fail(Internal("the model failed"))
         gone = on.submit(a)
         await settle()
-        on.mesh.abandon(gone)
+        gone.cancel()
         await settle()
         on.answer_all()
         await settle()

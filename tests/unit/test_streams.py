@@ -10,16 +10,16 @@ from contextlib import aclosing
 import pytest
 from roost.core.errors import Code, DeadlineExceeded, Internal, ResourceExhausted, RoostError, Unavailable
 from roost.core.requests import InferResponse
-from roost.router.revision import Pending, Revision
+from roost.router.revision import Revision
 from roost.router.streams import WINDOW
 
-from tests.unit.mesh_fakes import Bed, bed, worker_of
+from tests.unit.mesh_fakes import Bed, Sent, bed, worker_of
 from tests.virtual_time import settle, virtual
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-async def responses(on: Bed, pending: Pending) -> AsyncGenerator[InferResponse, None]:
+async def responses(on: Bed, pending: Sent) -> AsyncGenerator[InferResponse, None]:
     """Takes a stream as the router does."""
     assert pending.stream is not None
     try:
@@ -30,7 +30,7 @@ async def responses(on: Bed, pending: Pending) -> AsyncGenerator[InferResponse, 
             yield response
     finally:
         if not pending.future.done():
-            on.mesh.abandon(pending)
+            pending.cancel()
         pending.stream.close()
 
 

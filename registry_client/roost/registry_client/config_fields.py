@@ -62,7 +62,7 @@ FIELDS: Mapping[str, Effect] = {
     "optimization.eager_batching": Effect.NONE,
     "instance_group.name": Effect.SHOWN,
     "instance_group.kind": Effect.HONOURED,
-    "instance_group.count": Effect.NONE,
+    "instance_group.count": Effect.HONOURED,
     "instance_group.rate_limiter": Effect.NONE,
     "instance_group.gpus": Effect.REFUSED,
     "instance_group.secondary_devices": Effect.NONE,
@@ -79,7 +79,7 @@ FIELDS: Mapping[str, Effect] = {
     "model_repository_agents": Effect.NONE,
     "response_cache": Effect.NONE,
     "model_metrics": Effect.NONE,
-    "dynamic_batching": Effect.NONE,
+    "dynamic_batching": Effect.HONOURED,
     "sequence_batching": Effect.REFUSED,
     "ensemble_scheduling": Effect.REFUSED,
 }
@@ -88,7 +88,7 @@ FIELDS: Mapping[str, Effect] = {
 WITHOUT_RELOAD = ("version_policy", "instance_group")
 """Fields that a loaded instance does not depend on: a change of these alone loads nothing anew."""
 
-_HARMLESS: Mapping[str, Any] = {"instance_group.count": 1, "response_cache": mc.ModelResponseCache()}
+_HARMLESS: Mapping[str, Any] = {"response_cache": mc.ModelResponseCache()}
 
 
 def fields_without_effect(config: mc.ModelConfig) -> tuple[str, ...]:

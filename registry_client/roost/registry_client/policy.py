@@ -16,6 +16,9 @@ MAX_PRIORITY = 1000
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 256
 
+FOUND_OUT = ("proven", "not proven", "pending", "config", "declared", "symbolic", "not tried")
+"""How texts begin that the server shows as a model's ``roost.batching``."""
+
 _MAX_MEMORY_BYTES = 2**50
 
 
@@ -30,6 +33,7 @@ class ModelPolicy:
         max_copies: How many there are at most; None for no limit but memory.
         priority: Higher is more important; 0 is normal.
         labels: Free words for selecting models.
+        batching: Whether its rows may be run together, as its owner knows; None if the server is to find out.
     """
 
     memory_bytes: int | None = None
@@ -38,6 +42,7 @@ class ModelPolicy:
     max_copies: int | None = None
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    batching: bool | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ModelPolicy:
@@ -95,6 +100,16 @@ def _integer_reader(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def _read_batching(text: str) -> bool | None:
+    word = text.lower()
+    if word in ("on", "off"):
+        return word == "on"
+    # What the config call shows can be sent back; there it is what the server has found out.
+    if word == "auto" or word.startswith(FOUND_OUT):
+        return None
+    raise ValueError(f"'{shorten(text)}' is not on, off or auto")
+
+
 def _read_labels(text: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -118,4 +133,5 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "max_copies": _integer_reader(1, MAX_COPIES),
     "priority": _integer_reader(-MAX_PRIORITY, MAX_PRIORITY),
     "labels": _read_labels,
+    "batching": _read_batching,
 }

@@ -105,23 +105,31 @@ def _check_instance_group(group: mc.ModelInstanceGroup) -> None:
 
 
 def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: int) -> None:
+    """The rules of Triton, in its words but for the field in front."""
     for size in batching.preferred_batch_size:
-        if not 1 <= size <= max_batch_size:
+        if size < 1:
+            raise InvalidArgument(f"dynamic_batching: preferred size must be positive, not {size}")
+        if size > max_batch_size:
             raise InvalidArgument(
-                f"dynamic_batching: preferred_batch_size {size} is not from 1 to max_batch_size {max_batch_size}"
+                f"dynamic_batching: preferred size must be <= max batch size {max_batch_size}, not {size}"
             )
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels and not 1 <= default <= levels:
-        raise InvalidArgument(
-            f"dynamic_batching: default_priority_level {default} is not from 1 to priority_levels {levels}"
-        )
-    if levels > 1 and batching.preserve_ordering:
-        raise InvalidArgument("dynamic_batching: preserve_ordering is not possible with several priority_levels")
+        raise InvalidArgument(f"dynamic_batching: default priority level must be in range [1, {levels}], not {default}")
     wrong = [level for level in batching.priority_queue_policy if not 1 <= level <= levels]
     if wrong:
         raise InvalidArgument(
-            f"dynamic_batching: priority_queue_policy {min(wrong)} is not from 1 to priority_levels {levels}"
+            f"dynamic_batching: priority queue policy must have priority level in range [1, {levels}], not {min(wrong)}"
         )
+    if not batching.preserve_ordering:
+        return
+    if levels > 1:
+        raise InvalidArgument("dynamic_batching: Only one priority level is allowed when 'preserve_ordering' is true")
+    for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
+        if policy.default_timeout_microseconds and policy.timeout_action == mc.ModelQueuePolicy.DELAY:
+            raise InvalidArgument(
+                "dynamic_batching: Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true"
+            )
 
 
 def _check_file_name(field: str, name: str, folder: str) -> None:

@@ -23,6 +23,7 @@ from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.brought import Brought
 from roost.router.models import UNLOADED, Model, Opener, Version, files_changed
+from roost.router.proof import Proof, conditions_of
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent
 from roost.router.store import Store
@@ -54,6 +55,8 @@ class Catalog:
         self.brought = Brought(overrides, self._opener, disk)
         self._homes: dict[str, LocalRepository | None] = {}  # None: the name is in more than one repository
         self._models: dict[str, Model] = {}
+        self.when_loaded: Callable[[Revision], None] = lambda _: None
+        """Told of each load that went well."""
 
     def __len__(self) -> int:
         return len(self._homes) + len(self.brought.names() - self._homes.keys())
@@ -214,8 +217,13 @@ class Catalog:
         if self._store.get_signature(digest, backend) != signature:
             self._store.put_signature(digest, backend, signature)
 
+    async def remember_proof(self, key: tuple[str, str], proof: Proof) -> None:
+        """Keeps what was found out about batches of the files with a digest, for the next start."""
+        await self._on_disk(partial(self._store.put_proof, *key, proof))
+
     def loaded(self, revision: Revision) -> None:
         """A load of the revision went well."""
+        self.when_loaded(revision)
         version = self._present(revision)
         if version is not None:
             version.advance(AvailabilityEvent.LOADED)
@@ -306,11 +314,13 @@ class Catalog:
         artifact = revision.folder.artifact(revision.key.version, description, self._store)
         known = self._store.get_signature(artifact.digest, description.backend)
         revision.artifact = artifact
+        if not description.max_batch_size:
+            revision.proof = self._store.get_proof(artifact.digest, conditions_of(description))
         if before is not None and before.digest != artifact.digest:
             revision.former = None
         if revision.contract is None:
             if revision.former is not None:
-                revision.contract = revision.former
+                revision.hold_to(revision.former)
             elif known is not None:
                 revision.describe(effective_signature(description, known))
 

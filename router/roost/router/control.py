@@ -170,7 +170,7 @@ class Control:
         present = self._catalog.present(fresh.name)  # a request may have opened the folder of a broken one meanwhile
         for version in fresh.versions.values():
             assert fresh.description is not None
-            version.revision.description = fresh.description  # that of a version that was kept may differ a little
+            version.revision.redescribe(fresh.description)  # that of a version that was kept may differ a little
             version.revision.labels.clear()  # they are no part of a version's files
         self._catalog.install(fresh)
         for number, old in (present.versions if present is not None else {}).items():

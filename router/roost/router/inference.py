@@ -13,14 +13,19 @@ from dataclasses import replace
 from functools import partial
 
 from roost.core.errors import DeadlineExceeded, RoostError, Unavailable, Unimplemented
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.router.catalog import Catalog
 from roost.router.classification import Classes, wanted_counts
+from roost.router.intake import Intake, Taken
 from roost.router.mesh import Mesh
 from roost.router.revision import Revision
-from roost.router.states import Availability
+from roost.router.states import Availability, InstanceState
+from roost.router.streams import ResponseStream
 from roost.router.traffic import Traffic
 from roost.router.validation import Contract
+
+_MUCH_TO_CHECK_BYTES = 1 << 16
+"""Strings of more bytes are checked in steps, between which others get their turn."""
 
 
 class Inference:
@@ -50,6 +55,44 @@ class Inference:
         self._renew = renew
         self._random = random.Random()
 
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        """See ``Router``."""
+        name, version = request.model_name, request.model_version
+        context = request.context
+        if self._traffic.routes:
+            # What was drawn stays: requests that are handed on to ``infer`` are not to be spread once more.
+            draw = self._random.random()
+            name, version = context.branch = context.branch or self._traffic.resolve(name, version, draw)
+        found = self._catalog.known(name, version)
+        if found is None or found.availability is not Availability.READY or request.regions:
+            return None
+        revision = found.revision
+        intake = revision.intake
+        if intake is None or revision.failure is not None or revision.decoupled or not revision.resident():
+            return None
+        for output in request.outputs:
+            if output.classification or output.region is not None:
+                return None
+        if not revision.used:
+            self._mesh.begin_use(revision)
+        taken = intake.quick(request)
+        if taken is None:
+            if sum(len(tensor.data) for tensor in request.inputs) > _MUCH_TO_CHECK_BYTES:
+                return None
+            context.served_by = revision.served_by
+            intake.contract.check(request)
+            taken = intake.measure(request)
+        context.served_by = revision.served_by
+        return self._mesh.submit(revision, request, done, taken, recorded=True)
+
+    def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
+        """See ``Router``: the worker that will run it is guessed; with another one it is copied, and that is all."""
+        found = self._catalog.known(name, version)
+        for instance in found.revision.instances if found is not None else ():
+            if instance.state is InstanceState.READY and instance.worker.link is not None:
+                return instance.worker.link.stage(size_bytes)
+        return None
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """See ``Router``."""
         revision = await self._resolve(request)
@@ -66,19 +109,18 @@ class Inference:
         if not revision.decoupled:
             yield await self._run(revision, request)
             return
-        classes = await self._check(revision, request)
-        pending = self._mesh.submit(revision, request)
-        assert pending.stream is not None
+        classes, taken = await self._check(revision, request)
+        stream = ResponseStream()
+        ticket = self._mesh.submit(revision, request, stream.end, taken, stream=stream)
         try:
             final = False
             while not final:
-                response = _as_clients_see_it(revision, await pending.stream.take())
+                response = await stream.take()
                 final = response.final
                 yield response if classes is None else await self._classify(response, classes)
         finally:
-            if not pending.future.done():
-                self._mesh.abandon(pending)
-            pending.stream.close()
+            ticket.cancel()
+            stream.close()
 
     async def recall(self, revision: Revision) -> None:
         """Takes the signature from the store, if it is there for these files.
@@ -91,18 +133,24 @@ class Inference:
     async def _resolve(self, request: InferRequest) -> Revision:
         name, version = request.model_name, request.model_version
         if self._traffic.routes:
-            name, version = self._traffic.resolve(name, version, self._random.random())
+            draw = self._random.random()
+            name, version = request.context.branch or self._traffic.resolve(name, version, draw)
+            request.context.branch = None
         found = self._catalog.known(name, version)
         if found is None or found.availability is not Availability.READY:
             found = await self._catalog.version(name, version)
         revision = found.revision
-        request.context.served_by = (revision.key.name, revision.key.version)
+        request.context.served_by = revision.served_by
         if not revision.used:
             self._mesh.begin_use(revision)
         return revision
 
-    async def _check(self, revision: Revision, request: InferRequest) -> Classes | None:
-        """Refuses what the model can't answer; returns what its outputs are to be classified by, if so asked."""
+    async def _check(self, revision: Revision, request: InferRequest) -> tuple[Classes | None, Taken]:
+        """Refuses what the model can't answer.
+
+        Returns:
+            What its outputs are to be classified by, if so asked, and what batching has to know of it.
+        """
         if revision.failure is not None:
             await self._mesh.loader.check(revision)
         contract = revision.contract
@@ -113,10 +161,11 @@ class Inference:
             context.load_wait_s = time.monotonic() - context.queued
         for _ in contract.checking(request):
             await asyncio.sleep(0)  # others get their turn
-        for output in request.outputs:
-            if output.classification:
-                return await self._classes(revision, contract, request)
-        return None
+        classes = None
+        if any(output.classification for output in request.outputs):
+            classes = await self._classes(revision, contract, request)
+        intake = revision.intake or Intake(contract, batches=revision.batch_rows > 1)
+        return classes, intake.measure(request)
 
     async def _contract(self, revision: Revision, deadline: float) -> Contract:
         """The contract of a revision that was not used since the start: from the store, else by loading it."""
@@ -134,12 +183,13 @@ class Inference:
     async def _run(self, revision: Revision, request: InferRequest, *, again: bool = True) -> InferResponse:
         """Answers a request to a model that is not decoupled."""
         try:
-            classes = await self._check(revision, request)
-            pending = self._mesh.submit(revision, request)
+            classes, taken = await self._check(revision, request)
+            outcome: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+            ticket = self._mesh.submit(revision, request, partial(settle, outcome), taken)
             try:
-                response = _as_clients_see_it(revision, await pending.future)
+                response = await outcome
             except asyncio.CancelledError:
-                self._mesh.abandon(pending)
+                ticket.cancel()
                 raise
             return response if classes is None else await self._classify(response, classes)
         except Unavailable:
@@ -174,11 +224,11 @@ class Inference:
         return replace(response, outputs=outputs)
 
 
-def _as_clients_see_it(revision: Revision, response: InferResponse) -> InferResponse:
-    """The response with the shapes of the configuration, where it says that clients see others than the model has."""
-    contract = revision.contract or revision.former
-    if contract is None or contract.reshapes is None:
-        return response
-    shape_of = contract.reshapes.output_shape
-    outputs = [replace(output, shape=shape_of(output.name, output.shape)) for output in response.outputs]
-    return replace(response, outputs=outputs)
+def settle(future: asyncio.Future[InferResponse], outcome: InferResponse | RoostError) -> None:
+    """A ``Done`` that settles a future, unless whoever waits for it has gone."""
+    if future.done():
+        return
+    if isinstance(outcome, RoostError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -10,13 +10,20 @@ from typing import Any, Protocol, cast
 
 from roost.core import frames
 from roost.core.errors import ResourceExhausted, RoostError, Unavailable, error_of
-from roost.core.frames import Credit, FrameError, FrameType, Header, Run
+from roost.core.frames import Credit, FrameError, FrameType, Header, Run, WireTensor
 from roost.core.tensors import Buffer
 from roost.router.admission import AnswerMemory, ByteBudget
+from roost.router.arena import Arena
+from roost.router.places import ARENA_FROM_BYTES, Places
 
 log = logging.getLogger(__name__)
 
 READ_BUFFER_BYTES = 1 << 18
+JOIN_BYTES = 32 << 10
+"""Copying so little costs less than handing the pieces over one by one."""
+PERIOD_S = 10.0
+"""What of the arena was not in use for so long is given back to the system."""
+_STEP_S = 0.005
 HEARTBEAT_INTERVAL_S = 2.0
 HEARTBEAT_TIMEOUT_S = 10.0
 
@@ -31,8 +38,27 @@ class Link(Protocol):
     def next_number(self) -> int:
         """A number for a new request, unique on this link."""
 
-    def send_run(self, number: int, run: Run) -> None:
-        """Sends a run."""
+    @property
+    def arena_bytes(self) -> int:
+        """How much of the memory that is shared with the worker is in use."""
+
+    def send_run(self, number: int, run: Run, outputs: Sequence[WireTensor] = ()) -> None:
+        """Sends a run.
+
+        Args:
+            number: Its number.
+            run: The run; an input's data may be several buffers, which lie one after the other.
+            outputs: What it will answer, as far as shapes are known beforehand; their data count for nothing.
+        """
+
+    def has_started(self, number: int) -> bool:
+        """Whether the worker had begun with a run, asked once it is lost."""
+
+    def stage(self, size_bytes: int) -> memoryview | None:
+        """Memory for a large input that needs no copy any more when it is sent over this link.
+
+        It stays as long as anybody views it. None if there is none to spare, or the input is too small for it.
+        """
 
     def send_cancel(self, number: int) -> None:
         """Tells the worker that nobody waits for a run or load any more."""
@@ -63,9 +89,6 @@ class LinkListener(Protocol):
     def on_hello(self, hello: dict[str, Any]) -> None:
         """The worker is up."""
 
-    def on_started(self, run: int) -> None:
-        """A run has begun."""
-
     def on_response(self, run: int, response: frames.Response) -> None:
         """A run has answered; the tensors are views on memory that is theirs alone."""
 
@@ -83,15 +106,23 @@ class WorkerLink(asyncio.BufferedProtocol):
     """The router's end of the link to one worker.
 
     Small frames are read many at a time into one buffer and copied out; a large payload is read straight into
-    memory of its own, so that its tensors are never copied again.
+    memory of its own, so that its tensors are never copied again. Large tensors of known size are no part of a frame:
+    they lie in the arena.
+
+    Args:
+        listener: Who is told what the worker says.
+        arena: The memory that it shares with the router.
     """
 
-    def __init__(self, listener: LinkListener) -> None:
+    def __init__(self, listener: LinkListener, arena: Arena) -> None:
         self._listener = listener
+        self._arena = arena
+        self._places = Places(arena)
+        self._tidier: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._buffer = bytearray(READ_BUFFER_BYTES)
+        self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self._filled = 0
         self._header: Header | None = None  # of the large payload that is being read
         self._payload: bytearray | None = None  # None while one is read that there is no memory for
@@ -103,9 +134,33 @@ class WorkerLink(asyncio.BufferedProtocol):
         """A number for a new request, unique on this link."""
         return next(self._numbers)
 
-    def send_run(self, number: int, run: Run) -> None:
-        """Sends a run; nothing happens if the worker is gone, as ``on_lost`` reports all that was under way."""
+    @property
+    def arena_bytes(self) -> int:
+        """How much of the memory that is shared with the worker is in use."""
+        return self._arena.used_bytes
+
+    def send_run(self, number: int, run: Run, outputs: Sequence[WireTensor] = ()) -> None:
+        """Sends a run; nothing happens if the worker is gone, as ``on_lost`` reports all that was under way.
+
+        What is inline and large is not copied: it has to stay as it is until the run has ended.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._arena.size_bytes:
+            run = self._places.lay_out(number, run, outputs)
+            if self._tidier is None and self._arena.cooling:
+                self._tidy_later(PERIOD_S)
         self._write(frames.run_frame(number, run))
+
+    def has_started(self, number: int) -> bool:
+        """Whether the worker had begun with a run, asked once it is lost."""
+        return self._arena.has_begun(number)
+
+    def stage(self, size_bytes: int) -> memoryview | None:
+        """Memory for a large input that needs no copy any more when it is sent over this link; see ``Link``."""
+        if size_bytes < ARENA_FROM_BYTES or self._transport is None or self._transport.is_closing():
+            return None
+        return self._arena.stage(size_bytes)
 
     def send_cancel(self, number: int) -> None:
         """Tells the worker that nobody waits for a run or load any more."""
@@ -154,8 +209,26 @@ class WorkerLink(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
+            return
+        if len(buffers) == 1:
+            self._transport.write(buffers[0])
+        elif sum(map(len, buffers)) <= JOIN_BYTES:
+            self._transport.write(b"".join(buffers))
+        else:
             self._transport.writelines(buffers)
+
+    def _tidy_later(self, delay_s: float) -> None:
+        self._tidier = asyncio.get_running_loop().call_later(delay_s, self._tidy)
+
+    def _tidy(self) -> None:
+        """Gives pages of the arena back that nobody needs any more, a few at a time."""
+        self._tidier = None
+        if self._arena.give_back():
+            self._tidy_later(_STEP_S)
+        elif self._arena.cooling:
+            self._arena.end_period()
+            self._tidy_later(PERIOD_S)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See ``asyncio.BaseProtocol``."""
@@ -167,14 +240,16 @@ class WorkerLink(asyncio.BufferedProtocol):
             if not future.done():
                 future.set_exception(LinkLost("the worker was lost"))
         self._calls.clear()
+        if self._tidier is not None:
+            self._tidier.cancel()
         self._listener.on_lost(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See ``asyncio.BufferedProtocol``."""
         if self._header is None:
-            return memoryview(self._buffer)[self._filled :]
+            return self._buffer[self._filled :]
         if self._payload is None:
-            return memoryview(self._buffer)[: self._header.length - self._payload_filled]
+            return self._buffer[: self._header.length - self._payload_filled]
         return memoryview(self._payload)[self._payload_filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -196,7 +271,7 @@ class WorkerLink(asyncio.BufferedProtocol):
     def _take_frames(self) -> None:
         """Hands out all whole frames of the buffer and moves the rest to its start."""
         position = 0
-        view = memoryview(self._buffer)[: self._filled]
+        view = self._buffer[: self._filled]
         while self._filled - position >= frames.HEADER_BYTES:
             header = frames.unpack_header(view[position : position + frames.HEADER_BYTES])
             start = position + frames.HEADER_BYTES
@@ -251,9 +326,7 @@ class WorkerLink(asyncio.BufferedProtocol):
     def _dispatch(self, header: Header, payload: Buffer) -> None:
         match header.type:
             case FrameType.RESPONSE:
-                self._listener.on_response(header.request, frames.parse_response(payload))
-            case FrameType.STARTED:
-                self._listener.on_started(header.request)
+                self._on_response(header.request, frames.parse_response(payload))
             case FrameType.STATUS | FrameType.PONG:
                 future = self._calls.get(header.request)
                 if future is not None and not future.done():
@@ -265,9 +338,21 @@ class WorkerLink(asyncio.BufferedProtocol):
             case _:
                 log.debug("a worker sent a %s frame, which is not used yet", header.type.name)
 
+    def _on_response(self, number: int, response: frames.Response) -> None:
+        try:
+            self._places.resolve(number, response, self._listener.answers)
+        except ResourceExhausted as error:
+            if response.final:
+                self._on_error(number, error)
+            else:
+                self._listener.on_response_refused(number, error)
+        else:
+            self._listener.on_response(number, response)
+
     def _on_error(self, number: int, error: Exception) -> None:
         future = self._calls.get(number)
         if future is None:
+            self._places.end(number)
             self._listener.on_run_error(number, error)
         elif not future.done():
             future.set_exception(error)

@@ -1,6 +1,6 @@
 """Steps 4 to 7 of the data path put together: what waits in ``queues`` becomes what ``runs`` as soon as it can.
 
-All of it runs on one event loop, in callbacks: a request costs a future and a timer, never a task.
+All of it runs on one event loop, in callbacks: a request costs neither a future nor a timer nor a task.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ import math
 import signal
 import time
 from dataclasses import dataclass
-from functools import partial
 
-from roost.core.errors import Cancelled, DeadlineExceeded, Limit, RoostError, Unavailable
+from roost.core.errors import Cancelled, Limit, RoostError, Unavailable
 from roost.core.frames import Response
-from roost.core.requests import InferRequest
+from roost.core.requests import Done, InferRequest
 from roost.router.admission import ByteBudget
-from roost.router.batching import Dispatch, plan
 from roost.router.catalog import Catalog
+from roost.router.dispatching import Dispatcher
 from roost.router.failures import Fault, next_failure
+from roost.router.intake import Taken
 from roost.router.loading import Loader, failure_error
+from roost.router.pending import Batch, Pending
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.queues import Queues
-from roost.router.revision import Pending, Revision
+from roost.router.revision import Revision
 from roost.router.runs import Runs
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
+from roost.router.streams import ResponseStream
 from roost.router.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class MeshSettings:
         max_queue: Requests that may wait for one revision.
         max_queued_bytes: Bytes of input tensors that may wait in all queues together.
         max_answer_bytes: Bytes that large answers may hold together until their clients have read them.
+        request_timeout_s: How long a request may take whose own ``timeout`` its model's configuration overrules.
     """
 
     spec: WorkerSpec
@@ -56,6 +59,7 @@ class MeshSettings:
     max_queue: int
     max_queued_bytes: int
     max_answer_bytes: int
+    request_timeout_s: float = math.inf
 
 
 class Mesh:
@@ -76,8 +80,8 @@ class Mesh:
         self._stats = stats
         self._group = group
         what = "answers that clients have not read yet"
-        answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
-        self.workers = [Worker(number, settings.spec, self, launch, answers) for number in range(settings.workers)]
+        self.answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
+        self.workers = [Worker(number, settings.spec, self, launch, self.answers) for number in range(settings.workers)]
         self.loader = Loader(
             ledger,
             self.workers,
@@ -89,9 +93,14 @@ class Mesh:
             on_outcome=self._load_ended,
         )
         self.queues = Queues(
-            ledger, self.loader, max_queue=settings.max_queue, max_queued_bytes=settings.max_queued_bytes
+            ledger,
+            self.loader,
+            max_queue=settings.max_queue,
+            max_queued_bytes=settings.max_queued_bytes,
+            request_timeout_s=settings.request_timeout_s,
         )
-        self._runs = Runs(ledger, self.loader, self.queues, stats)
+        self._runs = Runs(ledger, self.loader, stats)
+        self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.ensure, self.loader.sweep)
         self._suspects: dict[Worker, set[Revision]] = {}
         self._all_up = asyncio.Event()
         self._stopping = False
@@ -128,100 +137,47 @@ class Mesh:
 
     def begin_use(self, revision: Revision) -> None:
         """A revision gets its first request: what is said of its version starts anew."""
-        revision.used = True
-        self._stats.of(revision.key.name, revision.key.version).restart()
+        self._dispatcher.begin_use(revision)
 
-    def submit(self, revision: Revision, request: InferRequest) -> Pending:
-        """Takes a checked request into its revision's queue; the answer comes through the future of what is returned.
+    def submit(
+        self,
+        revision: Revision,
+        request: InferRequest,
+        done: Done,
+        taken: Taken,
+        *,
+        stream: ResponseStream | None = None,
+        recorded: bool = False,
+    ) -> Pending:
+        """Takes a checked request into its revision's queue.
+
+        Args:
+            revision: What it is for.
+            request: The request.
+            done: Gets the last response or an error, exactly once, but not if the request is cancelled.
+            taken: What batching has to know of it.
+            stream: Gets the responses before, if the revision is decoupled.
+            recorded: Whether the end of the request is to be counted here.
 
         Raises:
             ResourceExhausted: If the queue is full.
-            DeadlineExceeded: If the request came too late.
+            DeadlineExceeded: If the request came too late, or too many wait before it.
         """
-        now = time.monotonic()
-        deadline = request.context.deadline
-        if now >= deadline:
-            raise DeadlineExceeded("the deadline passed before the request was queued")
-        nbytes = sum(memoryview(tensor.data).nbytes for tensor in request.inputs)
-        self.queues.admit(revision, nbytes)
-        loop = asyncio.get_running_loop()
-        pending = Pending(revision, request, loop.create_future(), nbytes)
-        if pending.stream is not None:
-            pending.future.add_done_callback(partial(self._runs.stream_ended, pending))
-        if deadline < math.inf:
-            pending.timer = loop.call_later(deadline - now, self._expire, pending)
-        request.context.queued = request.context.queued or now
-        self.queues.put(pending, now)
-        self._pump(revision)
-        return pending
-
-    def abandon(self, pending: Pending) -> None:
-        """Nobody waits for the request any more: it leaves the queue, or its run is told to end."""
-        if pending.timer is not None:
-            pending.timer.cancel()
-        if pending.instance is None:
-            self.queues.remove(pending)
-        elif pending.instance.worker.link is not None:
-            pending.instance.worker.link.send_cancel(pending.run)
-        if not pending.future.done():
-            pending.future.cancel()
+        return self._dispatcher.submit(revision, request, done, taken, stream, recorded=recorded)
 
     def retire(self, revision: Revision) -> None:
         """The revision is not asked for any more: its instances go once what it has accepted is answered."""
         revision.retired = True
         self.loader.sweep(revision)
 
-    def _expire(self, pending: Pending) -> None:
-        """The deadline of a request has come."""
-        if pending.future.done():
-            return
-        where = "it was running" if pending.instance is not None else "it waited"
-        if pending.instance is None and not pending.revision.resident():
-            where = "its model was loading"
-        limit = Limit.DEADLINE if pending.instance is None else Limit.RUN_DEADLINE
-        pending.future.set_exception(DeadlineExceeded(f"Request timeout expired while {where}", limit=limit))
-        self.abandon(pending)
-
-    def _pump(self, revision: Revision, *, once: bool = False) -> None:
-        """Sends what can be sent of a queue; what can't waits for a slot or a load."""
-        while revision.queue:
-            instance = revision.free_instance()
-            match plan(revision.queue, instance.worker.free_slots if instance is not None else 0):
-                case Dispatch(_) if instance is not None:
-                    self._runs.begin(instance, revision.queue.popleft())
-                case _:
-                    break
-            if once:
-                break
-        if not revision.queue:
-            self.loader.sweep(revision)
-            return
-        ready = [instance for instance in revision.instances if instance.state is InstanceState.READY]
-        for instance in ready:
-            instance.worker.waiting[revision] = None
-        if not ready:
-            self.loader.ensure(revision)
-
-    def _slot_freed(self, worker: Worker) -> None:
-        """Revisions that wait for a slot take turns."""
-        while worker.waiting and worker.free_slots > 0:
-            revision = next(iter(worker.waiting))
-            del worker.waiting[revision]
-            self._pump(revision, once=True)
-
     def _load_ended(self, revision: Revision, error: RoostError | None) -> None:
         if error is None or (isinstance(error, Cancelled) and revision.queue):
             now = time.monotonic()
             for pending in revision.queue:
                 pending.request.context.load_wait_s = now - pending.request.context.queued
-            self._pump(revision)
+            self._dispatcher.pump(revision)
             return
-        self._fail_queue(revision, error)
-
-    def _fail_queue(self, revision: Revision, error: RoostError) -> None:
-        for pending in list(revision.queue):
-            self.queues.remove(pending)
-            pending.settle(error)
+        self._dispatcher.fail_all(revision, error)
 
     def worker_up(self, worker: Worker) -> None:
         """See ``WorkerEvents``."""
@@ -234,25 +190,26 @@ class Mesh:
         suspects = {i.revision for i in worker.instances.values() if i.state is InstanceState.LOADING}
         self.loader.worker_went(worker)
         worker.waiting.clear()
-        runs = list(worker.runs.values())
+        batches = list(worker.runs.values())
         worker.runs.clear()
+        worker.backlog_s = 0.0
         touched = {instance.revision: None for instance in worker.instances.values()}
-        now = time.monotonic()
-        for pending in reversed(runs):
-            if pending.started:
-                suspects.add(pending.revision)
-            pending.instance = None
-            if pending.future.done():
-                continue
-            if pending.started or pending.retried or self._stopping:
-                lost = "the worker that ran the request was lost; it may be sent again"
-                pending.settle(Unavailable(lost, retry_after_s=1.0))
-            else:
+        lost: list[Pending] = []
+        for batch in reversed(batches):
+            requests, batch.requests = batch.requests, []
+            has_started = worker.link is not None and worker.link.has_started(batch.number)
+            if has_started:
+                suspects.add(batch.instance.revision)
+            retried = [p for p in requests if not (p.settled or p.retried or has_started or self._stopping)]
+            for pending in retried:
                 pending.retried = True
-                self.queues.put(pending, now, first=True)
+            self._dispatcher.again(retried)
+            lost += [pending for pending in requests if pending.batch is not None]
         self._suspects[worker] = suspects
         for revision in touched:
-            self._pump(revision)
+            self._dispatcher.pump(revision)
+        text = "the worker that ran the request was lost; it may be sent again"
+        self._runs.settle_all(lost, Unavailable(text, retry_after_s=1.0))
 
     def worker_reaped(self, worker: Worker, code: int) -> None:
         """See ``WorkerEvents``."""
@@ -274,21 +231,41 @@ class Mesh:
         revision.failure_checked = now
         self._catalog.failed(revision, reason)
         log.error("%s is put in quarantine", revision.key)
-        self._fail_queue(revision, failure_error(revision, revision.failure, now))  # or each would end another worker
-
-    def run_started(self, worker: Worker, run: int) -> None:
-        """See ``WorkerEvents``."""
-        self._runs.started(worker, run)
+        error = failure_error(revision, revision.failure, now)
+        self._dispatcher.fail_all(revision, error)  # or each would end another worker
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """See ``WorkerEvents``."""
-        if self._runs.answered(worker, run, response):
-            self._slot_freed(worker)
+        if not response.final:
+            self._runs.emitted(worker, run, response)
+            return
+        now = time.monotonic()
+        batch = self._runs.end(worker, run, now, response.times)
+        if batch is not None:
+            self._place_is_free(batch, now)
+            apart = self._runs.answer(batch, response)
+            if apart:
+                self._dispatcher.again(apart)
+                self._dispatcher.pump(batch.instance.revision)
 
     def run_failed(self, worker: Worker, run: int, error: Exception) -> None:
         """See ``WorkerEvents``."""
-        if self._runs.failed(worker, run, error):
-            self._slot_freed(worker)
+        now = time.monotonic()
+        batch = self._runs.end(worker, run, now, None)
+        if batch is not None:
+            failure = error if isinstance(error, RoostError) else Unavailable("the run failed")
+            apart = self._runs.fail(batch, failure)
+            self._dispatcher.again(apart)  # before the next batch goes, which they are in front of
+            self._place_is_free(batch, now)
+            if apart:
+                self._dispatcher.pump(batch.instance.revision)
+
+    def _place_is_free(self, batch: Batch, now: float) -> None:
+        """The next batch goes before the last one is answered, so that the worker has something to do meanwhile."""
+        instance = batch.instance
+        if instance.revision.queue or instance.worker.waiting:
+            self._dispatcher.slot_freed(instance.worker, instance.revision)
+        self._runs.release(instance, now)
 
     def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
         """See ``WorkerEvents``."""

@@ -47,6 +47,7 @@ OUTCOME_OF_LIMIT: Mapping[Limit, Outcome] = {
     Limit.RECEIVE_TIMEOUT: Outcome.REJECTED,
     Limit.DRAINING: Outcome.REJECTED,
     Limit.WORKER: Outcome.REJECTED,
+    Limit.LAG: Outcome.REJECTED,
 }
 
 

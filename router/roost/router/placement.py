@@ -47,8 +47,10 @@ class Lru:
 
     def used(self, instance: int, now: float) -> None:
         """Moves the instance to the warm end."""
-        self._order[instance] = None
-        self._order.move_to_end(instance)
+        try:
+            self._order.move_to_end(instance)
+        except KeyError:
+            self._order[instance] = None
 
     def unused(self, instance: int) -> None:
         """Puts the instance at the cold end."""
@@ -245,7 +247,8 @@ class Ledger:
         holding = self.holdings[instance]
         holding.leases += 1
         holding.last_used = now
-        holding.busy_since = min(holding.busy_since, now)
+        if now < holding.busy_since:
+            holding.busy_since = now
         self._policy.used(instance, now)
 
     def release(self, instance: int, now: float) -> bool:

@@ -7,6 +7,7 @@ worker may one day be elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from roost.router.arena import Arena
 from roost.router.link import Link, LinkListener, WorkerLink
 
 # Trimming, which workers do after loads and unloads, reaches all of what was freed in the first arena only.
@@ -32,6 +34,8 @@ class WorkerSpec:
         enable_dummy: Whether it has the runtime for tests.
         log_level: The least severe level of its log.
         log_format: How its log lines look: ``human`` or ``json``.
+        arena_bytes: How much memory for large tensors it shares with the router at most; 0: all of them go through
+            the socket.
     """
 
     kind: str
@@ -41,6 +45,7 @@ class WorkerSpec:
     enable_dummy: bool = False
     log_level: str = "info"
     log_format: str = "human"
+    arena_bytes: int = 0
 
 
 class WorkerProcess(Protocol):
@@ -90,15 +95,18 @@ async def launch(spec: WorkerSpec, worker: int, epoch: int, listener: LinkListen
     Raises:
         OSError: If the machine has no process, descriptor or memory for it.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
+    with contextlib.ExitStack() as stack:  # both descriptors are the worker's alone in the end
+        arena = stack.enter_context(contextlib.closing(Arena(spec.arena_bytes)))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.enter_context(theirs)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
-        _, link = await loop.create_unix_connection(lambda: WorkerLink(listener), sock=ours)
+        _, link = await loop.create_unix_connection(lambda: WorkerLink(listener, arena), sock=ours)
+        descriptors = (theirs.fileno(), arena.descriptor)
         try:
             process = await asyncio.create_subprocess_exec(
-                *_command(spec, worker, epoch, theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
+                *_command(spec, worker, epoch, *descriptors),
+                pass_fds=descriptors,
                 env=_environment(spec, os.environ),
                 stdin=asyncio.subprocess.DEVNULL,
             )
@@ -108,9 +116,9 @@ async def launch(spec: WorkerSpec, worker: int, epoch: int, listener: LinkListen
     return _Launched(process, link)
 
 
-def _command(spec: WorkerSpec, worker: int, epoch: int, descriptor: int) -> list[str]:
+def _command(spec: WorkerSpec, worker: int, epoch: int, link: int, arena: int) -> list[str]:
     # -P: a module that lies in the working directory must not stand in for one of ours.
-    command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(descriptor)]
+    command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(link), "--arena-fd", str(arena)]
     command += ["--id", str(worker), "--kind", spec.kind, "--epoch", str(epoch)]
     command += ["--slots", str(spec.slots), "--threads", str(spec.threads)]
     command += ["--log-level", spec.log_level, "--log-format", spec.log_format]

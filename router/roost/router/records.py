@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from roost.core.errors import Code, Limit, RoostError, limit_of
 from roost.core.frames import StepTimes
-from roost.core.requests import RequestContext
+from roost.core.requests import InferRequest, RequestContext
 
 
 class RequestRecord(NamedTuple):
@@ -44,6 +45,69 @@ class RequestRecord(NamedTuple):
     @property
     def compute_s(self) -> float:
         """What it took in the worker."""
+        return self.input_s + self.infer_s + self.output_s
+
+
+class BatchRecord:
+    """What the requests of a batch took that succeeded together: ``RequestRecord`` by columns.
+
+    Attributes:
+        name: The model.
+        count: How many requests are counted.
+        total_s: From the first byte of each until now.
+        queue_s: What each waited for a slot.
+        load_wait_s: What they waited for their model to be loaded.
+        preprocess_s: From their first bytes until they were queued.
+        predict_s: From then until the end of the run.
+        input_s: The worker made the input ready.
+        infer_s: The model computed.
+        output_s: The worker made the output ready.
+        postprocess_s: From the end of the run until now.
+    """
+
+    __slots__ = (
+        "count",
+        "infer_s",
+        "input_s",
+        "load_wait_s",
+        "name",
+        "output_s",
+        "postprocess_s",
+        "predict_s",
+        "preprocess_s",
+        "queue_s",
+        "total_s",
+    )
+
+    def __init__(self, name: str, requests: Sequence[InferRequest], times: StepTimes) -> None:
+        now = time.monotonic()
+        started, ended = times.input_start / 1e9, times.output_end / 1e9
+        self.name = name
+        self.count = len(requests)
+        self.input_s = (times.infer_start - times.input_start) / 1e9
+        self.infer_s = (times.infer_end - times.infer_start) / 1e9
+        self.output_s = (times.output_end - times.infer_end) / 1e9
+        self.postprocess_s = now - ended
+        total_s: list[float] = []
+        load_wait_s: list[float] = []
+        queue_s: list[float] = []
+        preprocess_s: list[float] = []
+        predict_s: list[float] = []
+        for request in requests:
+            context = request.context
+            received, queued, loading_s = context.received, context.queued, context.load_wait_s
+            waited_s = started - queued - loading_s
+            total_s.append(now - received)
+            load_wait_s.append(loading_s)
+            queue_s.append(waited_s if waited_s > 0 else 0.0)
+            preprocess_s.append(queued - received)
+            predict_s.append(ended - queued)
+        self.total_s, self.load_wait_s, self.queue_s = total_s, load_wait_s, queue_s
+        self.preprocess_s, self.predict_s = preprocess_s, predict_s
+
+    @property
+    def compute_s(self) -> float:
+        """What the batch took in the worker."""
         return self.input_s + self.infer_s + self.output_s
 
 

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 
 from roost.core.errors import RoostError
 from roost.core.names import VersionKey
-from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Signature
+from roost.registry_client.batching import BatchPolicy, batch_policy
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
+from roost.router.batching import Limits, limits_of
 from roost.router.failures import LoadFailure
+from roost.router.intake import Intake
+from roost.router.pace import Pace
+from roost.router.pending import Batch, Pending
+from roost.router.proof import Proof
 from roost.router.states import InstanceEvent, InstanceState, next_instance_state
-from roost.router.streams import ResponseStream
+from roost.router.stats import ModelStats
 from roost.router.validation import Contract
 
 if TYPE_CHECKING:
@@ -25,47 +30,17 @@ if TYPE_CHECKING:
 
 BASE_BYTES = 4 << 20
 BYTES_PER_ARTIFACT_BYTE = 3
-
-
-class Pending:
-    """A request in the queue or under way; its future is settled exactly once, with its last response or an error."""
-
-    __slots__ = ("future", "instance", "nbytes", "request", "retried", "revision", "run", "started", "stream", "timer")
-
-    def __init__(
-        self, revision: Revision, request: InferRequest, future: asyncio.Future[InferResponse], nbytes: int
-    ) -> None:
-        self.revision = revision
-        self.request = request
-        self.future = future
-        self.nbytes = nbytes
-        self.timer: asyncio.TimerHandle | None = None
-        self.instance: Instance | None = None  # set while it runs
-        self.run = 0
-        self.started = False
-        self.retried = False
-        self.stream = ResponseStream(future) if revision.decoupled else None
-
-    @property
-    def deadline(self) -> float:
-        """See ``roost.router.batching.Queued``."""
-        return self.request.context.deadline
-
-    def settle(self, outcome: InferResponse | RoostError) -> None:
-        """Ends it with its last response or an error, the first time it is called."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.future.done():
-            return
-        if isinstance(outcome, RoostError):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
+_UNKNOWN_PACE = Pace()  # of all models that were never used, of which there may be very many
 
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """One loaded copy of a revision in a worker, or one on its way in or out."""
+    """One loaded copy of a revision in a worker, or one on its way in or out.
+
+    Attributes:
+        runs: The batches under way, those that were sent first before the others.
+        turn_at: When the first of them began, as far as the router can tell.
+    """
 
     id: int
     revision: Revision
@@ -73,6 +48,14 @@ class Instance:
     bytes: int
     state: InstanceState = InstanceState.LOADING
     leases: int = 0
+    runs: list[Batch] = field(default_factory=list)
+    turn_at: float = 0.0
+
+    def free_in_s(self, now: float) -> float:
+        """When the batches that it has will have run, as far as that was predicted."""
+        if not self.runs:
+            return 0.0
+        return max(0.0, sum(batch.predicted_s for batch in self.runs) - (now - self.turn_at))
 
     def advance(self, event: InstanceEvent) -> None:
         """Moves to the next state.
@@ -96,7 +79,19 @@ class Revision:
             files may be others at the next load.
         former: The contract of what was loaded last; it holds again if the files are still the same.
         instances: Loaded copies and those on their way in or out.
-        queue: Requests that wait.
+        queue: Requests that wait, in the order in which they are to go.
+        queued_rows: How many rows they are.
+        claimed: Whether the ledger knows that there are any.
+        pumping: Whether it is about to be looked what of them can be sent.
+        waker: Looks again when they have waited long enough for others.
+        look_at: When deadlines are looked at next; see ``roost.router.deadlines``.
+        in_order: Requests that were taken and not answered, if answers have to keep their order.
+        pace: How long batches take; its own from the first request on.
+        policy: What the configuration says of batches.
+        limits: What a batch may be.
+        intake: The quick check of requests; None whenever there is no contract.
+        served_by: Its name and version, as contexts of requests have them.
+        counters: What is counted for its version, from its first request on.
         load: The load under way, whose outcome all who want the revision wait for.
         waiters: How many wait for an instance besides those in the queue.
         failure: Why it can't be loaded, if so.
@@ -108,6 +103,8 @@ class Revision:
         renewed: When it was last looked whether other files are to take its place.
         labels: What the classes of its outputs are called, by output; read when first asked for.
         decoupled: Whether a request may get more or fewer responses than one.
+        proof: What is known of whether its rows may be run together.
+        batching: What its configuration shows of that; empty until it was loaded.
     """
 
     key: VersionKey
@@ -117,7 +114,16 @@ class Revision:
     contract: Contract | None = None
     former: Contract | None = None
     instances: list[Instance] = field(default_factory=list)
-    queue: deque[Pending] = field(default_factory=deque)
+    queue: list[Pending] = field(default_factory=list)
+    queued_rows: int = 0
+    claimed: bool = False
+    pumping: bool = False
+    waker: asyncio.TimerHandle | None = None
+    look_at: float = math.inf
+    in_order: deque[Pending] | None = None
+    pace: Pace = _UNKNOWN_PACE
+    intake: Intake | None = None
+    counters: ModelStats | None = None
     load: asyncio.Future[RoostError | None] | None = None
     waiters: int = 0
     failure: LoadFailure | None = None
@@ -128,14 +134,62 @@ class Revision:
     retired: bool = False
     renewed: float = -math.inf
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    proof: Proof | None = None
+    batching: str = ""
     decoupled: bool = field(init=False)
+    served_by: tuple[str, str] = field(init=False)
+    policy: BatchPolicy = field(init=False)
+    limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
         self.decoupled = self.description.decoupled
+        self.served_by = (self.key.name, self.key.version)
+        self.policy = batch_policy(self.description.config)
+        self.batch_up_to(self.description.max_batch_size)
+        if self.policy.preserve_ordering:
+            self.in_order = deque()
+
+    @property
+    def batch_rows(self) -> int:
+        """How many rows a batch may have; up to 1: requests are not batched."""
+        return self.limits.max_rows
+
+    def batch_up_to(self, rows: int) -> None:
+        """From now on batches of so many rows are formed; 0 or 1 for none. Decoupled models never batch."""
+        policy = self.policy
+        self.limits = limits_of(0 if self.decoupled else rows, policy.preferred_rows, policy.max_delay_s)
+        self._renew_intake()
+        if self.pace is not _UNKNOWN_PACE:
+            self.pace = Pace()  # what counts as a row may be something else now
+        # What waits, or runs and may have to wait again, was measured for what held before: it runs alone.
+        running = (pending for instance in self.instances for batch in instance.runs for pending in batch.requests)
+        for pending in (*self.queue, *running):
+            pending.key = object()
+
+    def redescribe(self, description: ModelDescription) -> None:
+        """The configuration has changed in what a loaded instance does not depend on."""
+        rows, before = self.limits.max_rows, self.description.max_batch_size
+        self.description = description
+        self.policy = batch_policy(description.config)
+        self.batch_up_to(rows if before == description.max_batch_size else description.max_batch_size)
 
     def describe(self, signature: Signature) -> None:
         """The signature is known: requests can be checked."""
-        self.contract = Contract(self.key.name, signature, self.description.max_batch_size)
+        self.hold_to(Contract(self.key.name, signature, self.description.max_batch_size))
+
+    def hold_to(self, contract: Contract | None) -> None:
+        """Sets what requests are checked against."""
+        self.contract = contract
+        self._renew_intake()
+
+    def _renew_intake(self) -> None:
+        contract = self.contract
+        self.intake = None if contract is None else Intake(contract, batches=self.limits.max_rows > 1)
+
+    def count_with(self, counters: ModelStats) -> None:
+        """The first request has come: from now on it is counted, and learned how long batches take."""
+        self.counters = counters
+        self.pace = Pace()
 
     def size_bytes(self) -> int:
         """What an instance is accounted with: what the config declares, else an upper estimate from the files."""
@@ -148,15 +202,16 @@ class Revision:
     def cool(self) -> None:
         """An instance is gone: after the last one the files have to be looked at before anything else is promised."""
         if not self.instances and self.contract is not None:
-            self.former, self.contract = self.contract, None
+            self.former = self.contract
+            self.hold_to(None)
 
     def free_instance(self) -> Instance | None:
-        """The instance on the worker with the most free slots, if any has one."""
+        """The instance that takes batches on the worker with the fewest runs, if there is one."""
         best: Instance | None = None
         for instance in self.instances:
-            if instance.state is not InstanceState.READY or instance.worker.free_slots <= 0:
-                continue
-            if best is None or instance.worker.free_slots > best.worker.free_slots:
+            if instance.state is InstanceState.READY and (
+                best is None or len(instance.worker.runs) < len(best.worker.runs)
+            ):
                 best = instance
         return best
 
@@ -166,7 +221,10 @@ class Revision:
 
     def resident(self) -> bool:
         """Whether an instance takes batches."""
-        return any(instance.state is InstanceState.READY for instance in self.instances)
+        for instance in self.instances:  # noqa: SIM110 - asked for each request, and a generator costs as much again
+            if instance.state is InstanceState.READY:
+                return True
+        return False
 
     def wanted(self) -> bool:
         """Whether anybody waits for an instance."""

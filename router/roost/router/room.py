@@ -42,6 +42,8 @@ class Room:
         self._line: deque[_Waiting] = deque()
         self._older_than: dict[Revision, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.give_way: Callable[[], bool] = lambda: False
+        """Asked before anything else has to go: whether memory of something that can wait will be free at once."""
 
     def spare(self, revision: Revision, older_than: float) -> None:
         """No request has asked for this load: only instances last used before ``older_than`` may go for it."""
@@ -99,7 +101,10 @@ class Room:
     def _advance(self, head: _Waiting) -> bool:
         """Decides about the next in line; False if it has to wait."""
         older_than = self._older_than.get(head.revision, math.inf)
-        match self._ledger.plan(head.need_bytes, time.monotonic(), older_than=older_than):
+        plan = self._ledger.plan(head.need_bytes, time.monotonic(), older_than=older_than)
+        if isinstance(plan, Evict | Wait) and self.give_way():
+            return False
+        match plan:
             case Fits():
                 pin = head.revision.description.policy.pin
                 self._ledger.reserve(head.instance, head.revision, head.need_bytes, pinned=pin)

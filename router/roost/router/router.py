@@ -17,7 +17,7 @@ from typing import Any
 from roost.core.errors import RoostError, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata
 from roost.core.names import version_order
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.core.statistics import ModelStatistics
 from roost.core.tasks import in_background
 from roost.proto import model_config_pb2 as mc
@@ -33,6 +33,9 @@ from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Version
 from roost.router.placement import Ledger
 from roost.router.polling import Polling
+from roost.router.preparer import Preparer, PreparerSpec, launch_preparer
+from roost.router.proof import BatchingMode
+from roost.router.proofs import Proofs
 from roost.router.revision import Revision
 from roost.router.snapshot import view_device, view_worker
 from roost.router.states import Availability
@@ -44,6 +47,9 @@ from roost.router.validation import Contract
 from roost.router.view import MeshView
 
 log = logging.getLogger(__name__)
+
+BATCHING = "roost.batching"
+"""The parameter of a configuration that shows whether its model is batched, and why not."""
 
 
 class Router:
@@ -58,6 +64,7 @@ class Router:
         stats: Stats,
         inference: Inference,
         control: Control,
+        proofs: Proofs,
     ) -> None:
         self._catalog = catalog
         self._mesh = mesh
@@ -66,6 +73,7 @@ class Router:
         self.stats = stats
         self._inference = inference
         self._control = control
+        self._proofs = proofs
 
     @property
     def ready(self) -> bool:
@@ -80,6 +88,21 @@ class Router:
     def set_budget(self, budget_bytes: int) -> None:
         """Sets how many private bytes instances may have together."""
         self._ledger.budget_bytes = budget_bytes
+
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        """Takes a request that needs nothing but its run; see ``DataPlane``.
+
+        Raises:
+            RoostError: What ``infer`` would raise at once; counted nowhere.
+        """
+        return self._inference.begin(request, done)
+
+    def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
+        """Memory for a large input of a model from which it need not be copied again, if there is any now.
+
+        It is the caller's as long as anybody views it.
+        """
+        return self._inference.stage(name, version, size_bytes)
 
     def infer(self, request: InferRequest) -> Coroutine[Any, Any, InferResponse]:
         """Answers one request; cancelling it takes it out of the queue or ends its run.
@@ -130,7 +153,9 @@ class Router:
             RoostError: If there is no such version or it can't be loaded.
         """
         found, contract = await self._described(name, version)
-        return complete_config(found.revision.description, contract.signature)
+        config = complete_config(found.revision.description, contract.signature)
+        config.parameters[BATCHING].string_value = await self._proofs.describe(found.revision)
+        return config
 
     async def index(self, ready: bool, name: str = "") -> list[IndexEntry]:
         """The versions of all models or of one with their state."""
@@ -193,6 +218,7 @@ class Router:
             0,
             (view_device(self._ledger, self._mesh.device),),
             tuple(view_worker(worker, self._ledger) for worker in self._mesh.workers),
+            self._mesh.answers.used_bytes,
         )
 
     async def _described(self, name: str, version: str) -> tuple[Version, Contract]:
@@ -228,6 +254,7 @@ async def router(
     explicit: bool,
     poll_interval_s: float | None = None,
     overrides_dir: Path | None = None,
+    batching: BatchingMode = BatchingMode.PROVEN,
 ) -> AsyncIterator[Router]:
     """Runs a router: models listed and workers up at the start, workers gone at the end.
 
@@ -241,6 +268,7 @@ async def router(
         explicit: Whether only load calls make models available.
         poll_interval_s: How often the repositories are looked at for changes; None for never.
         overrides_dir: A folder of the router's own for files that load calls bring; None to refuse them.
+        batching: Which models are batched.
     """
     stats = Stats()
     ledger = Ledger(0)
@@ -264,9 +292,16 @@ async def router(
                     polling = Polling(Looker(catalog, repositories, disk), control, poll_interval_s)
                     watching, renew = in_background(polling.run()), control.renew
                 inference = Inference(catalog, mesh, traffic, classifying, renew)
-                async with watching:
-                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control)
+                proofs = Proofs(batching, ledger, mesh.loader.room, catalog, _preparer(settings))
+                async with watching, in_background(proofs.run()):
+                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs)
             finally:
                 await mesh.stop()
                 if overrides is not None:
                     await asyncio.to_thread(overrides.clear)
+
+
+def _preparer(settings: MeshSettings) -> Preparer:
+    """The process that tries models runs them with as many threads as workers do."""
+    spec = settings.spec
+    return Preparer(PreparerSpec(spec.threads, spec.log_level, spec.log_format), launch_preparer)

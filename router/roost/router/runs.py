@@ -1,25 +1,34 @@
-"""Steps 6 and 7 of the data path: a request becomes a run on an instance that it leases, and is answered by it."""
+"""Steps 6 and 7 of the data path: requests become a run on an instance that they lease, and are answered by it."""
 
 from __future__ import annotations
 
-import asyncio
+import copy
+import logging
 import math
-import time
+from collections.abc import Sequence
 from typing import cast
 
-from roost.core.errors import Internal, RoostError, Unavailable
-from roost.core.frames import Response, Run, WireTensor
-from roost.core.requests import InferResponse
-from roost.core.tensors import Buffer, Tensor
+from roost.core.errors import Code, Internal, RoostError
+from roost.core.frames import Response, Run, StepTimes, WireTensor
+from roost.core.requests import InferRequest, InferResponse
+from roost.core.tensors import NO_PARAMETERS, Tensor
+from roost.router import answers
 from roost.router.loading import Loader
+from roost.router.pending import Batch, Pending
 from roost.router.placement import Ledger
-from roost.router.queues import Queues
 from roost.router.records import note_steps
-from roost.router.revision import Instance, Pending
+from roost.router.revision import Instance, Revision
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
-from roost.router.validation import rows_of
-from roost.router.worker import Worker
+from roost.router.validation import Reshapes
+from roost.router.worker import SHORT_S, Worker
+
+log = logging.getLogger(__name__)
+
+_NOT_OF_ONE = frozenset(
+    {Code.CANCELLED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.FAILED_PRECONDITION, Code.UNIMPLEMENTED}
+)
+"""Why a batch may fail that has nothing to do with any one of its requests."""
 
 
 class Runs:
@@ -28,133 +37,288 @@ class Runs:
     Args:
         ledger: Keeps the leases.
         loader: Takes instances out whose last lease has ended.
-        queues: Where requests come from.
-        stats: Counts batches and responses.
+        stats: Counts batches, requests and responses.
     """
 
-    def __init__(self, ledger: Ledger, loader: Loader, queues: Queues, stats: Stats) -> None:
+    def __init__(self, ledger: Ledger, loader: Loader, stats: Stats) -> None:
         self._ledger = ledger
         self._loader = loader
-        self._queues = queues
         self._stats = stats
 
-    def begin(self, instance: Instance, pending: Pending) -> None:
-        """Sends a request that was just taken out of its queue to an instance with a free slot."""
-        now = time.monotonic()
-        worker = instance.worker
-        assert worker.link is not None
-        instance.leases += 1
+    def begin(self, instance: Instance, requests: list[Pending], now: float) -> Batch:
+        """Sends requests that were just taken out of their queue as one batch to an instance that has room for it."""
+        worker, revision = instance.worker, instance.revision
+        link = worker.link
+        assert link is not None
+        number = link.next_number()
+        batch = Batch(instance, number, requests, now)
+        rows, deadline = 0, math.inf
+        for pending in requests:
+            pending.batch = batch
+            rows += pending.rows
+            if pending.deadline < deadline:
+                deadline = pending.deadline
+        batch.rows, batch.deadline = rows, deadline
+        batch.predicted_s = revision.pace.estimate(rows) if revision.pace.is_known(now) else SHORT_S
         self._ledger.lease(instance.id, now)
-        self._queues.left(pending)
-        pending.instance = instance
-        pending.started = False
-        pending.run = worker.link.next_number()
-        worker.runs[pending.run] = pending
-        credit = pending.stream.begin(worker.link, pending.run) if pending.stream is not None else None
-        request = pending.request
-        deadline = request.context.deadline
-        contract = instance.revision.contract
-        reshapes = contract.reshapes if contract is not None else None
-        worker.link.send_run(
-            pending.run,
-            Run(
-                instance.id,
-                int(deadline * 1e9) if deadline < math.inf else 0,
-                [WireTensor(t.name, t.datatype, t.shape, t.data) for t in request.inputs]
-                if reshapes is None
-                else [WireTensor(t.name, t.datatype, reshapes.input_shape(t), t.data) for t in request.inputs],
-                [output.name for output in request.outputs],
-                request.parameters,
-                credit,
-            ),
-        )
+        instance.leases += 1
+        if not instance.runs:
+            instance.turn_at = now
+        instance.runs.append(batch)
+        worker.runs[number] = batch
+        worker.backlog_s += batch.predicted_s
+        run = _run_of(batch)
+        stream = requests[0].stream
+        if stream is not None:
+            run.credit = stream.begin(link, number)
+        intake = revision.intake
+        link.send_run(number, run, intake.places(rows, run.outputs) if intake is not None else ())
+        return batch
 
-    def started(self, worker: Worker, run: int) -> None:
-        """A run has begun."""
-        pending = worker.runs.get(run)
-        if pending is not None:
-            pending.started = True
-
-    def answered(self, worker: Worker, run: int, response: Response) -> bool:
-        """A run has a response; returns whether it was the last one, so that a slot is free."""
-        if not response.final:
-            self._emitted(worker, run, response)
-            return False
-        pending = self._end(worker, run)
-        if pending is None:
-            return False
-        revision, request = pending.revision, pending.request
-        revision.crashes = 0
-        self._count_response(pending, response)
-        rows = rows_of(request, revision.description.max_batch_size)
-        self._stats.of(revision.key.name, revision.key.version).ran(rows, response.times)
-        pending.settle(_answer(pending, response))
-        return True
-
-    def failed(self, worker: Worker, run: int, error: Exception) -> bool:
-        """A run has failed; returns whether it was known, so that a slot is free."""
-        pending = self._end(worker, run)
-        if pending is None:
-            return False
-        pending.settle(error if isinstance(error, RoostError) else Unavailable("the run failed"))
-        return True
-
-    def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
-        """There was no memory for a response of a run that goes on."""
-        pending = worker.runs.get(run)
-        if pending is not None:
-            _give_up(worker, pending, error)
-
-    def stream_ended(self, pending: Pending, end: asyncio.Future[InferResponse]) -> None:
-        """Counts how a stream has ended, if not with a response."""
-        if end.cancelled() or end.exception() is not None:
-            key = pending.revision.key
-            context = pending.request.context
-            self._stats.of(key.name, key.version).stream_failed(context, cancelled=end.cancelled())
-
-    def _end(self, worker: Worker, run: int) -> Pending | None:
-        """Gives back the lease and the slot of a run; None if it is not known."""
-        pending = worker.runs.pop(run, None)
-        if pending is None or pending.instance is None:
+    def end(self, worker: Worker, number: int, now: float, times: StepTimes | None) -> Batch | None:
+        """A run has ended: its place is free, though its lease is not given back yet; None if it is not known."""
+        batch = worker.runs.pop(number, None)
+        if batch is None:
             return None
-        instance, pending.instance = pending.instance, None
+        instance = batch.instance
+        instance.runs.remove(batch)
+        instance.turn_at = now
+        worker.backlog_s = worker.backlog_s - batch.predicted_s if worker.runs else 0.0
+        if times is not None:
+            revision = instance.revision
+            revision.crashes = 0
+            first = batch.requests[0]
+            # What is like nothing else was not measured in the rows that others are.
+            if first.stream is None and type(first.key) is not object:
+                revision.pace.observe(batch.rows, (times.output_end - times.input_start) / 1e9, now)
+        return batch
+
+    def release(self, instance: Instance, now: float) -> None:
+        """Gives back the lease of a run that has ended."""
         instance.leases -= 1
-        idle = self._ledger.release(instance.id, time.monotonic())
+        idle = self._ledger.release(instance.id, now)
         if instance.state is InstanceState.DRAINING and not instance.leases:
             self._loader.evict(instance)
         elif idle:
-            self._loader.sweep(instance.revision)
+            if instance.revision.retired:
+                self._loader.sweep(instance.revision)
             self._loader.room.changed()
-        return pending
 
-    def _emitted(self, worker: Worker, run: int, response: Response) -> None:
+    def answer(self, batch: Batch, response: Response) -> list[Pending]:
+        """Answers the requests of a run that has ended; returns those that have to be run apart."""
+        revision, requests = batch.instance.revision, batch.requests
+        counters = revision.counters
+        assert counters is not None
+        counters.ran(batch.rows if revision.description.max_batch_size else len(requests), response.times)
+        batch.requests = []  # or it would keep them, and they it
+        reshapes = _reshapes_of(revision)
+        try:
+            if len(requests) == 1:
+                outputs = [answers.whole(response.outputs, reshapes)]
+            else:
+                split = answers.parts(response.outputs, requests, batch.rows, reshapes)
+                if split is None:
+                    return self._wrong_rows(revision, requests)
+                outputs = split
+        except Internal as error:
+            self.settle_all(requests, error)
+            return []
+        if revision.in_order is not None or requests[0].stream is not None or batch.mixed:
+            self._answer_each(batch, requests, outputs, response)
+            return []
+        version, times = revision.key.version, response.times
+        counted: list[InferRequest] = []
+        for pending, tensors in zip(requests, outputs, strict=True):
+            if pending.settled:
+                continue
+            pending.settled = True
+            request = pending.request
+            if pending.recorded:
+                counted.append(request)
+            else:
+                note_steps(request.context, times)
+            pending.done(InferResponse(request.model_name, version, tensors, request.id, NO_PARAMETERS))
+        if counted:
+            self._stats.answered(counters, counted, times)
+        return []
+
+    def _answer_each(
+        self, batch: Batch, requests: Sequence[Pending], outputs: Sequence[list[Tensor]], response: Response
+    ) -> None:
+        """The same where requests are not all alike."""
+        version = batch.instance.revision.key.version
+        for pending, tensors in zip(requests, outputs, strict=True):
+            if pending.settled:
+                continue
+            request = pending.request
+            if pending.stream is not None:
+                self._count_response(pending, response)
+            note_steps(request.context, response.times)
+            if batch.mixed:
+                tensors = answers.wanted(tensors, [output.name for output in request.outputs])
+            self._ordered(pending, InferResponse(request.model_name, version, tensors, request.id))
+
+    def fail(self, batch: Batch, error: RoostError) -> list[Pending]:
+        """Fails the requests of a run; returns those of them that have to be run apart, as one may be to blame."""
+        requests, batch.requests = batch.requests, []
+        if len(requests) > 1 and error.code not in _NOT_OF_ONE:
+            return _apart(requests)
+        self.settle_all(requests, error)
+        return []
+
+    def _wrong_rows(self, revision: Revision, requests: Sequence[Pending]) -> list[Pending]:
+        """The answer to a batch can't be split: this model is never to get one again."""
+        log.error("%s: its outputs do not have the rows of a batch: its requests are run one by one", revision.key)
+        revision.batch_up_to(0)
+        return _apart(requests)
+
+    def emitted(self, worker: Worker, number: int, response: Response) -> None:
         """A run has a response that is not the last one: it goes on."""
-        pending = worker.runs.get(run)
-        if pending is None or pending.future.done():  # its client has gone, and the worker was told
+        batch = worker.runs.get(number)
+        if batch is None or not batch.open:  # its client has gone, and the worker was told
             return
+        pending = batch.requests[0]
         if pending.stream is None:
-            _give_up(worker, pending, Internal("the model answered more than once and is not decoupled"))
+            self._give_up(worker, batch, Internal("the model answered more than once and is not decoupled"))
             return
         self._count_response(pending, response)
-        pending.stream.put(_answer(pending, response))
+        note_steps(pending.request.context, response.times)
+        request, version = pending.request, pending.revision.key.version
+        try:
+            outputs = answers.whole(response.outputs, _reshapes_of(pending.revision))
+        except Internal as error:
+            self._give_up(worker, batch, error)
+            return
+        pending.stream.put(InferResponse(request.model_name, version, outputs, request.id, final=False))
 
-    def _count_response(self, pending: Pending, response: Response) -> None:
+    def response_refused(self, worker: Worker, number: int, error: RoostError) -> None:
+        """There was no memory for a response of a run that goes on."""
+        batch = worker.runs.get(number)
+        if batch is not None:
+            self._give_up(worker, batch, error)
+
+    def _give_up(self, worker: Worker, batch: Batch, error: RoostError) -> None:
+        """The requests fail while their run still goes on: its slot is free when the worker says that it has ended."""
+        self.settle_all(batch.requests, error)
+        batch.open = 0
+        if worker.link is not None:
+            worker.link.send_cancel(batch.number)
+
+    def settle_all(self, requests: Sequence[Pending], error: RoostError) -> None:
+        """Fails requests; each gets an error of its own, since whoever raises it leaves traces in it."""
+        for place, pending in enumerate(requests):
+            self._ordered(pending, error if not place else _another(error))
+
+    def _ordered(self, pending: Pending, outcome: InferResponse | RoostError) -> None:
+        """Settles a request with the outcome of its run, once those before it are, where the order is to be kept."""
+        if pending.revision.in_order is None:
+            self.settle(pending, outcome)
+        elif not pending.settled and pending.outcome is None:
+            pending.outcome = outcome
+            self._flush(pending.revision)
+
+    def _flush(self, revision: Revision) -> None:
+        order = revision.in_order
+        while order and (order[0].settled or order[0].outcome is not None):
+            pending = order.popleft()
+            if pending.outcome is not None:
+                self.settle(pending, pending.outcome)
+
+    def settle(self, pending: Pending, outcome: InferResponse | RoostError) -> None:
+        """Ends a request with its last response or an error, unless it has ended already."""
+        if pending.settled:
+            return
+        self._end_of(pending, outcome if isinstance(outcome, RoostError) else None)
+        pending.done(outcome)
+        if pending.revision.in_order:
+            self._flush(pending.revision)
+
+    def drop(self, pending: Pending) -> bool:
+        """Ends a request that nobody waits for any more; False if it has ended already."""
+        if pending.settled:
+            return False
+        self._end_of(pending, Code.CANCELLED)
+        if pending.revision.in_order:
+            self._flush(pending.revision)
+        return True
+
+    def leave(self, pending: Pending) -> None:
+        """A request that runs was settled: if no other of its batch is left, the worker is told."""
+        batch = pending.batch
+        if batch is None:
+            return
+        batch.open -= 1
+        link = batch.instance.worker.link
+        if not batch.open and link is not None:
+            link.send_cancel(batch.number)
+
+    def _end_of(self, pending: Pending, error: RoostError | Code | None) -> None:
+        pending.settled = True
+        pending.outcome = None
         context = pending.request.context
-        if pending.stream is not None and not pending.future.done():
-            key = pending.revision.key
-            self._stats.of(key.name, key.version).responded(context, response)
-        note_steps(context, response.times)
+        if pending.stream is not None and error is not None:
+            counters = pending.revision.counters
+            assert counters is not None
+            counters.stream_failed(context, cancelled=error is Code.CANCELLED)
+        if pending.recorded:
+            self._stats.finished(pending.request, error)
+
+    @staticmethod
+    def _count_response(pending: Pending, response: Response) -> None:
+        counters = pending.revision.counters
+        assert counters is not None
+        counters.responded(pending.request.context, response)
 
 
-def _give_up(worker: Worker, pending: Pending, error: RoostError) -> None:
-    """The request fails while its run still goes on: its slot is free when the worker says that it has ended."""
-    pending.settle(error)
-    if worker.link is not None:
-        worker.link.send_cancel(pending.run)
+def _apart(requests: Sequence[Pending]) -> list[Pending]:
+    """Those who still wait, each unlike all others from now on."""
+    again = [pending for pending in requests if not pending.settled]
+    for pending in again:
+        pending.key = object()
+    return again
 
 
-def _answer(pending: Pending, response: Response) -> InferResponse:
-    # Workers answer inline, as long as no regions are handed to them.
-    outputs = [Tensor(t.name, t.datatype, t.shape, cast(Buffer, t.data)) for t in response.outputs]
-    request, version = pending.request, pending.revision.key.version
-    return InferResponse(request.model_name, version, outputs, request.id, final=response.final)
+def _another(error: RoostError) -> RoostError:
+    return copy.copy(error).with_traceback(None)
+
+
+def _reshapes_of(revision: Revision) -> Reshapes | None:
+    contract = revision.contract or revision.former
+    return contract.reshapes if contract is not None else None
+
+
+def _run_of(batch: Batch) -> Run:
+    requests, rows = batch.requests, batch.rows
+    first = requests[0].request
+    if len(requests) == 1:
+        deadline = batch.deadline
+        outputs: Sequence[str] = [output.name for output in first.outputs] if first.outputs else ()
+        inputs = cast(Sequence[WireTensor], first.inputs)  # as good as: a copy of each would only cost time
+    else:
+        deadline = max([pending.deadline for pending in requests])
+        outputs = _outputs_of(batch)
+        inputs = [
+            WireTensor(t.name, t.datatype, (rows, *t.shape[1:]), [p.request.inputs[place].data for p in requests])
+            for place, t in enumerate(first.inputs)
+        ]
+    reshapes = _reshapes_of(batch.instance.revision)
+    if reshapes is not None:
+        inputs = [WireTensor(t.name, t.datatype, reshapes.input_shape(t), t.data) for t in inputs]
+    deadline_ns = int(deadline * 1e9) if deadline < math.inf else 0
+    return Run(batch.instance.id, deadline_ns, inputs, outputs, first.parameters)
+
+
+def _outputs_of(batch: Batch) -> Sequence[str]:
+    """What anybody of a batch has asked for; empty if somebody wants all."""
+    if not any(pending.request.outputs for pending in batch.requests):
+        return ()
+    first = [output.name for output in batch.requests[0].request.outputs]
+    names = dict.fromkeys(first)
+    all_wanted = not first
+    for pending in batch.requests:
+        own = [output.name for output in pending.request.outputs]
+        if own != first:
+            batch.mixed = True
+            all_wanted = all_wanted or not own
+            names.update(dict.fromkeys(own))
+    return [] if all_wanted else list(names)

@@ -31,6 +31,7 @@ def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
         len(worker.runs),
         _private_bytes(worker),
         tuple(_view_instance(instance, ledger, now) for instance in worker.instances.values()),
+        worker.link.arena_bytes if worker.link is not None else 0,
     )
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter, sub
 from typing import NamedTuple
 
-from roost.core.errors import Code, Limit
+from roost.core.errors import Code, Limit, RoostError
 from roost.core.frames import Response, StepTimes
-from roost.core.requests import RequestContext
+from roost.core.requests import InferRequest, RequestContext
 from roost.router.outcomes import Outcome, outcome_of
-from roost.router.records import RequestRecord
+from roost.router.records import BatchRecord, RequestRecord, note_steps, record_of
 from roost.router.responses import Kind, ResponseStats
 
 MAX_BATCH_SIZES = 1024
@@ -232,6 +232,19 @@ class ModelStats:
         self.output_s += output_s
         self.last_at = time.time()
 
+    def count_batch(self, batch: BatchRecord) -> None:
+        """Counts the requests of a batch that succeeded."""
+        count, queue_s, load_wait_s = batch.count, sum(batch.queue_s), sum(batch.load_wait_s)
+        self.slot_wait_s += queue_s
+        self.load_wait_s += load_wait_s
+        self.ok += count
+        self.ok_s += sum(batch.total_s)
+        self.queue_s += queue_s + load_wait_s
+        self.input_s += count * batch.input_s
+        self.infer_s += count * batch.infer_s
+        self.output_s += count * batch.output_s
+        self.last_at = time.time()
+
     def _count_failure(self, code: Code, limit: Limit | None, total_s: float) -> None:
         if self.errors is None:
             self.errors = {}
@@ -249,13 +262,17 @@ class Stats:
     Attributes:
         models: By (name, version). Requests that name no known model count under ``("", "")``.
         refusals: How often each limit was run into.
-        on_request: Called with each finished request, for histograms.
+        on_request: Called with what each finished request took, for histograms.
+        on_batch: The same for the requests of a batch that succeeded together.
+        on_end: Called with each request that has finished and what it took, for logs.
         on_load: Called with (model name, seconds) after each successful load.
     """
 
     models: dict[tuple[str, str], ModelStats] = field(default_factory=dict)
     refusals: dict[Limit, int] = field(default_factory=lambda: dict.fromkeys(Limit, 0))
     on_request: Callable[[RequestRecord], None] | None = None
+    on_batch: Callable[[BatchRecord], None] | None = None
+    on_end: Callable[[InferRequest, RequestRecord], None] | None = None
     on_load: Callable[[str, float], None] | None = None
 
     def of(self, name: str, version: str) -> ModelStats:
@@ -270,6 +287,25 @@ class Stats:
         """Drops the counters of a model that is gone: names come from clients, too, and there is no end of them."""
         for version in versions:
             self.models.pop((name, version), None)
+
+    def finished(self, request: InferRequest, error: RoostError | Code | None) -> None:
+        """Counts a request that has just ended, in ``error`` if that is not None."""
+        record = record_of(request.context, error)
+        self.record(record)
+        if self.on_end is not None:
+            self.on_end(request, record)
+
+    def answered(self, counters: ModelStats, requests: Sequence[InferRequest], times: StepTimes) -> None:
+        """Counts requests that have just succeeded with one batch; what the worker says of it is in ``times``."""
+        if self.on_end is not None:
+            for request in requests:
+                note_steps(request.context, times)
+                self.finished(request, None)
+            return
+        batch = BatchRecord(counters.name, requests, times)
+        counters.count_batch(batch)
+        if self.on_batch is not None:
+            self.on_batch(batch)
 
     def record(self, request: RequestRecord) -> None:
         """Counts a finished request."""

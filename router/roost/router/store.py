@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 from roost.core.tensors import Signature
+from roost.router.proof import Proof
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ T = TypeVar("T")
 COMPLAIN_EVERY_S = 60.0
 RECENT_FILES = 4096
 RECENT_SIGNATURES = 1024
+RECENT_PROOFS = 1024
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_OLDER_VERSIONS = (0, 1)  # 0: a new file; a table was added after 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS file_digests (
     path TEXT NOT NULL PRIMARY KEY,
@@ -41,11 +44,19 @@ CREATE TABLE IF NOT EXISTS signatures (
     signature TEXT NOT NULL,
     PRIMARY KEY (digest, backend)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS proofs (
+    digest TEXT NOT NULL,
+    conditions TEXT NOT NULL,
+    max_rows INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    failures INTEGER NOT NULL,
+    PRIMARY KEY (digest, conditions)
+) WITHOUT ROWID;
 """
 
 
 class Store(Protocol):
-    """Digests of files by identity, and signatures by digest and backend."""
+    """Digests of files by identity; signatures by digest and backend; proofs by digest and what they hold under."""
 
     def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
         """The digest of a file that has not changed since it was put, else None."""
@@ -58,6 +69,12 @@ class Store(Protocol):
 
     def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
         """Remembers what a backend says of an artifact."""
+
+    def get_proof(self, digest: str, conditions: str) -> Proof | None:
+        """What was found out about batches of an artifact, else None."""
+
+    def put_proof(self, digest: str, conditions: str, proof: Proof) -> None:
+        """Remembers what was found out about batches of an artifact."""
 
     def close(self) -> None:
         """Ends the use of the store."""
@@ -73,6 +90,7 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._digests: LRUCache[str, tuple[int, int, int, str]] = LRUCache(RECENT_FILES)
         self._signatures: LRUCache[tuple[str, str], Signature] = LRUCache(RECENT_SIGNATURES)
+        self._proofs: LRUCache[tuple[str, str], Proof] = LRUCache(RECENT_PROOFS)
         self._silent_until = 0.0
         self._connection = self._open(path)
 
@@ -104,7 +122,7 @@ class SqliteStore:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found not in (0, _SCHEMA_VERSION):
+            if found not in (*_OLDER_VERSIONS, _SCHEMA_VERSION):
                 raise sqlite3.DatabaseError(f"it has schema {found}, this server knows {_SCHEMA_VERSION}")
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
@@ -160,11 +178,35 @@ class SqliteStore:
         text = json.dumps(signature.to_json(), separators=(",", ":"))
         self._guard(lambda db: db.execute("INSERT OR REPLACE INTO signatures VALUES (?,?,?)", (digest, backend, text)))
 
+    def get_proof(self, digest: str, conditions: str) -> Proof | None:
+        """See ``Store``."""
+        with self._lock:
+            recent = self._proofs.get((digest, conditions))
+        if recent is not None:
+            return recent
+        row = self._guard(
+            lambda db: db.execute(
+                "SELECT max_rows, reason, failures FROM proofs WHERE digest=? AND conditions=?", (digest, conditions)
+            ).fetchone()
+        )
+        try:
+            return Proof(int(row[0]), str(row[1]), int(row[2])) if row else None
+        except (ValueError, TypeError):  # damaged: it is found out again
+            return None
+
+    def put_proof(self, digest: str, conditions: str, proof: Proof) -> None:
+        """See ``Store``."""
+        with self._lock:
+            self._proofs[digest, conditions] = proof
+        values = (digest, conditions, proof.max_rows, proof.reason, proof.failures)
+        self._guard(lambda db: db.execute("INSERT OR REPLACE INTO proofs VALUES (?,?,?,?,?)", values))
+
     def close(self) -> None:
         """See ``Store``."""
         with self._lock:
             self._digests.clear()
             self._signatures.clear()
+            self._proofs.clear()
             self._connection.close()
 
     def _guard(self, call: Callable[[sqlite3.Connection], T]) -> T | None:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from roost.core.errors import RoostError
 from roost.core.frames import Credit
 from roost.core.requests import InferResponse
 
@@ -25,29 +26,29 @@ class CreditLink(Protocol):
 
 
 class ResponseStream:
-    """The responses to one request that were not taken yet, but for the last one: that is the outcome of ``end``.
+    """The responses to one request that were not taken yet."""
 
-    Args:
-        end: Settled when no other response comes.
-    """
+    __slots__ = ("_arrived", "_link", "_outcome", "_owed_bytes", "_owed_responses", "_run", "_untaken")
 
-    __slots__ = ("_arrived", "_end", "_link", "_owed_bytes", "_owed_responses", "_run", "_untaken")
-
-    def __init__(self, end: asyncio.Future[InferResponse]) -> None:
-        self._end = end
+    def __init__(self) -> None:
+        self._outcome: InferResponse | RoostError | None = None
         self._arrived = asyncio.Event()
         self._untaken: deque[InferResponse] = deque()
         self._link: CreditLink | None = None
         self._run = 0
         self._owed_responses = 0
         self._owed_bytes = 0
-        end.add_done_callback(self._wake)
 
     def begin(self, link: CreditLink, run: int) -> Credit:
         """The request goes to a worker; returns the credit to send along."""
         self._link = link
         self._run = run
         return WINDOW
+
+    def end(self, outcome: InferResponse | RoostError) -> None:
+        """The last response has come, or the stream has failed; see ``roost.core.requests.Done``."""
+        self._outcome = outcome
+        self._arrived.set()
 
     def put(self, response: InferResponse) -> None:
         """A response has come that is not the last one."""
@@ -61,8 +62,10 @@ class ResponseStream:
             RoostError: What the stream ended with, once all that came before was taken.
         """
         while not self._untaken:
-            if self._end.done():
-                return self._end.result()
+            if isinstance(self._outcome, InferResponse):
+                return self._outcome
+            if self._outcome is not None:
+                raise self._outcome
             self._arrived.clear()
             await self._arrived.wait()
         response = self._untaken.popleft()
@@ -72,12 +75,11 @@ class ResponseStream:
     def close(self) -> None:
         """Nobody takes anything any more."""
         self._untaken.clear()
-        if self._end.done() and not self._end.cancelled():
-            self._end.exception()  # that nobody looked at it is no defect
+        self._outcome = None
 
     def _owe(self, response: InferResponse) -> None:
         """Grants what was taken, half a window at a time: a frame for each response would cost as much as it does."""
-        if self._end.done():
+        if self._outcome is not None:
             return
         self._owed_responses += 1
         self._owed_bytes += sum(memoryview(tensor.data).nbytes for tensor in response.outputs)
@@ -86,6 +88,3 @@ class ResponseStream:
         assert self._link is not None
         self._link.send_credit(self._run, Credit(self._owed_responses, self._owed_bytes))
         self._owed_responses = self._owed_bytes = 0
-
-    def _wake(self, end: asyncio.Future[InferResponse]) -> None:
-        self._arrived.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from roost.core.errors import Internal, InvalidArgument
+from roost.core.frames import WireTensor
 from roost.core.requests import InferRequest
 from roost.core.tensors import DATATYPES, Parameters, Signature, Tensor, TensorSpec, element_count, unpack_slices
 from roost.registry_client.reshape import reshaped
@@ -26,7 +27,7 @@ class Reshapes:
         self._inputs = {spec.name: spec for spec in signature.inputs if spec.inner is not None}
         self._outputs = {spec.name: spec for spec in signature.outputs if spec.inner is not None}
 
-    def input_shape(self, tensor: Tensor) -> tuple[int, ...]:
+    def input_shape(self, tensor: Tensor | WireTensor) -> tuple[int, ...]:
         """The shape that the model is to get for a checked input of a client."""
         spec = self._inputs.get(tensor.name)
         shape = reshaped(tensor.shape, spec.shape, spec.own_shape) if spec is not None else None

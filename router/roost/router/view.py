@@ -22,7 +22,11 @@ class InstanceView:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker process. ``private_bytes`` is what the kernel said last; ``state`` is starting, up or down."""
+    """A worker process.
+
+    ``private_bytes`` is what the kernel said last, ``arena_bytes`` what tensors take of the memory that it shares with
+    the router; ``state`` is starting, up or down.
+    """
 
     id: int
     kind: str
@@ -34,6 +38,7 @@ class WorkerView:
     in_flight: int
     private_bytes: int
     instances: tuple[InstanceView, ...]
+    arena_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,11 @@ class DeviceView:
 
 @dataclass(frozen=True, slots=True)
 class MeshView:
-    """All of it. ``queued`` counts requests that wait; ``body_bytes`` what request bodies hold of their budget."""
+    """All of it.
+
+    ``queued`` counts requests that wait; ``body_bytes`` and ``answer_bytes`` are what request bodies and unread answers
+    hold of their budgets.
+    """
 
     ready: bool
     models: int
@@ -57,3 +66,4 @@ class MeshView:
     body_limit_bytes: int
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
+    answer_bytes: int = 0

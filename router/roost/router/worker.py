@@ -14,8 +14,9 @@ from roost.core.errors import RoostError
 from roost.core.frames import Response
 from roost.router.admission import ByteBudget
 from roost.router.link import Link
+from roost.router.pending import Batch
 from roost.router.process import Launch, WorkerProcess, WorkerSpec
-from roost.router.revision import Instance, Pending, Revision
+from roost.router.revision import Instance, Revision
 from roost.router.states import InstanceState
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,9 @@ STOP_TIMEOUT_S = 5.0
 HEALTHY_AFTER_S = 10.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
+SHORT_S = 0.002
+"""Runs that take no longer together may wait in a worker, where they can't be ordered any more."""
+MAX_RUNS = 16
 
 
 class WorkerEvents(Protocol):
@@ -38,9 +42,6 @@ class WorkerEvents(Protocol):
 
     def worker_reaped(self, worker: Worker, code: int) -> None:
         """Its process has ended with this code, or by signal ``-code``, and its memory is free."""
-
-    def run_started(self, worker: Worker, run: int) -> None:
-        """A run has begun."""
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """A run has a response, the last one or one of a stream."""
@@ -63,7 +64,8 @@ class Worker:
         launch: Starts them.
         answers: What large answers are charged to.
         instances: What is loaded on the present process, by id.
-        runs: Requests under way, by run number.
+        runs: Batches under way, by run number.
+        backlog_s: How long those were expected to take, all together.
         waiting: Revisions that have requests and an instance here, but found no free slot: first come first served.
     """
 
@@ -78,7 +80,8 @@ class Worker:
     state: str = "starting"
     link: Link | None = None
     instances: dict[int, Instance] = field(default_factory=dict)
-    runs: dict[int, Pending] = field(default_factory=dict)
+    runs: dict[int, Batch] = field(default_factory=dict)
+    backlog_s: float = 0.0
     waiting: dict[Revision, None] = field(default_factory=dict)
     _hello: asyncio.Future[bool] | None = None
     _lost: asyncio.Event = field(default_factory=asyncio.Event)
@@ -90,9 +93,22 @@ class Worker:
         return self.state == "up"
 
     @property
-    def free_slots(self) -> int:
-        """How many more runs it takes at once."""
-        return self.spec.slots - len(self.runs)
+    def has_slot(self) -> bool:
+        """Whether it would begin with another run at once."""
+        return len(self.runs) < self.spec.slots
+
+    def takes(self, run_s: float, now: float) -> bool:
+        """Whether it may have another run that is expected to take so long.
+
+        Those that are over in an instant may wait in the worker: it does not have to be woken for each of them then.
+        But not behind runs that should be over and are not.
+        """
+        if self.has_slot:
+            return True
+        if len(self.runs) >= MAX_RUNS or self.backlog_s + run_s > SHORT_S:
+            return False
+        oldest = next(iter(self.runs.values()))
+        return now - oldest.sent <= SHORT_S
 
     def accounted_bytes(self) -> int:
         """What its instances are accounted with."""
@@ -182,10 +198,6 @@ class Worker:
         log.info("worker %d is up: process %s, runtimes %s", self.id, self.pid, ", ".join(hello.get("runtimes", [])))
         if self._hello is not None and not self._hello.done():
             self._hello.set_result(True)
-
-    def on_started(self, run: int) -> None:
-        """See ``LinkListener``."""
-        self.events.run_started(self, run)
 
     def on_response(self, run: int, response: Response) -> None:
         """See ``LinkListener``."""

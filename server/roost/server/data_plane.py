@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from roost.core.errors import Code, InvalidArgument, Limit, NotFound, RoostError, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
 from roost.core.names import check_name
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.core.statistics import ModelStatistics
 from roost.core.version import __version__
 from roost.proto import model_config_pb2 as mc
 from roost.router.admission import ByteBudget
-from roost.router.records import record_of
+from roost.router.inference import settle
+from roost.router.records import RequestRecord
 from roost.router.router import Router
 from roost.router.view import MeshView
 from roost.server.client_memory import ClientMemory, NoGpuMemory
@@ -68,7 +71,7 @@ class RouterDataPlane:
     ) -> None:
         self._router = router
         self._server_name = server_name
-        self._log_requests = log_requests
+        router.stats.on_end = _log_access if log_requests else None
         self._log_book = log_book
         self._trace_book = TraceBook()
         self._copies = Offload("region-copies")
@@ -116,8 +119,29 @@ class RouterDataPlane:
         """See ``DataPlane``."""
         return await self._router.model_config(name, version)
 
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        """See ``DataPlane``."""
+        try:
+            return self._router.begin(request, done)
+        except BaseException as error:
+            self._count(request, error)
+            _drop_frames(error)
+            raise
+
     async def infer(self, request: InferRequest) -> InferResponse:
         """See ``DataPlane``."""
+        outcome: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+        ticket = self.begin(request, partial(settle, outcome))
+        if ticket is not None:
+            try:
+                return await outcome
+            except asyncio.CancelledError:
+                ticket.cancel()
+                raise
+        return await self._infer(request)
+
+    async def _infer(self, request: InferRequest) -> InferResponse:
+        """What ``begin`` does not take."""
         try:
             if uses_regions(request):
                 response = await self._infer_in_regions(request)
@@ -146,8 +170,12 @@ class RouterDataPlane:
             raise
         self._count(request, None)
 
+    def _regions(self, request: InferRequest) -> RegionIO:
+        stage = partial(self._router.stage, request.model_name, request.model_version)
+        return RegionIO(self.shared_memory, self.bodies, self._copies, request, stage)
+
     async def _infer_in_regions(self, request: InferRequest) -> InferResponse:
-        regions = RegionIO(self.shared_memory, self.bodies, self._copies, request)
+        regions = self._regions(request)
         try:
             await regions.read()
             response = await self._router.infer(request)
@@ -157,7 +185,7 @@ class RouterDataPlane:
             regions.close()
 
     async def _stream_in_regions(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
-        regions = RegionIO(self.shared_memory, self.bodies, self._copies, request)
+        regions = self._regions(request)
         try:
             await regions.read()
             async with aclosing(self._router.infer_stream(request)) as responses:
@@ -249,21 +277,22 @@ class RouterDataPlane:
         return names
 
     def _count(self, request: InferRequest, failure: BaseException | None) -> None:
-        context = request.context
-        if failure is None or isinstance(failure, RoostError):
-            record = record_of(context, failure)
-        else:  # what is no Exception ends a task or a generator: nobody waits for the answer any more
-            record = record_of(context, Code.INTERNAL if isinstance(failure, Exception) else Code.CANCELLED)
-        self._router.stats.record(record)
-        if self._log_requests:
-            access_log.info(
-                "%s %s %s %.2f ms",
-                request.model_name,
-                record.version or "-",
-                record.code or "OK",
-                record.total_s * 1e3,
-                extra={"caller": context.caller, "request_id": request.id},
-            )
+        if failure is not None and not isinstance(failure, RoostError):
+            # What is no Exception ends a task or a generator: nobody waits for the answer any more.
+            self._router.stats.finished(request, Code.INTERNAL if isinstance(failure, Exception) else Code.CANCELLED)
+        else:
+            self._router.stats.finished(request, failure)
+
+
+def _log_access(request: InferRequest, record: RequestRecord) -> None:
+    access_log.info(
+        "%s %s %s %.2f ms",
+        request.model_name,
+        record.version or "-",
+        record.code or "OK",
+        record.total_s * 1e3,
+        extra={"caller": request.context.caller, "request_id": request.id},
+    )
 
 
 def _drop_frames(error: BaseException) -> None:

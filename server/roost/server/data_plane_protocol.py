@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from roost.core.errors import Limit
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.core.statistics import ModelStatistics
 from roost.proto import model_config_pb2 as mc
 
@@ -126,6 +126,22 @@ class DataPlane(Protocol):
 
     async def model_config(self, name: str, version: str = "") -> mc.ModelConfig:
         """The model's effective configuration."""
+
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        """Takes a request that needs nothing but its run, of a model that is known and loaded; costs no task.
+
+        Counted and logged as by ``infer``, which is for everything else.
+
+        Args:
+            request: What to run.
+            done: Called with the outcome, exactly once and never from within this call; not after a cancel.
+
+        Returns:
+            What cancels the request; None if the request needs more and nothing was done: ``infer`` answers it then.
+
+        Raises:
+            RoostError: What ``infer`` would raise at once.
+        """
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Runs one request.

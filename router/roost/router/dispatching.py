@@ -1,0 +1,320 @@
+"""Steps 4 to 6 of the data path, the shell around ``batching.plan``: requests wait, form batches and go, or expire.
+
+All of it runs in callbacks of the event loop. What comes in one turn of it is looked at once, at its end: so requests
+that arrive together share their first batch, and nothing waits for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from roost.core.errors import DeadlineExceeded, Limit, RoostError
+from roost.core.requests import Done, InferRequest
+from roost.router.batching import Dispatch, WaitUntil, plan
+from roost.router.deadlines import Deadlines
+from roost.router.intake import Taken
+from roost.router.pending import Pending
+from roost.router.queues import Queues
+from roost.router.revision import Instance, Revision
+from roost.router.runs import Runs
+from roost.router.states import InstanceState
+from roost.router.stats import ModelStats, Stats
+from roost.router.streams import ResponseStream
+from roost.router.worker import SHORT_S, Worker
+
+
+class Dispatcher:
+    """See the module.
+
+    Args:
+        queues: Where requests wait.
+        runs: Where they go.
+        stats: Has the counters of versions.
+        wanted: Called for a revision that has requests, but no instance.
+        left: Called for a revision whose queue is empty.
+    """
+
+    def __init__(
+        self,
+        queues: Queues,
+        runs: Runs,
+        stats: Stats,
+        wanted: Callable[[Revision], object],
+        left: Callable[[Revision], None],
+    ) -> None:
+        self._queues = queues
+        self._runs = runs
+        self._stats = stats
+        self._wanted = wanted
+        self._left = left
+        self._loop = asyncio.get_running_loop()
+        self._soon: list[Revision] = []
+        self._deadlines = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin_use(self, revision: Revision) -> None:
+        """A revision gets its first request: what is said of its version starts anew."""
+        revision.used = True
+        self._count(revision).restart()
+
+    def _count(self, revision: Revision) -> ModelStats:
+        counters = self._stats.of(revision.key.name, revision.key.version)
+        revision.count_with(counters)
+        return counters
+
+    def submit(
+        self,
+        revision: Revision,
+        request: InferRequest,
+        done: Done,
+        taken: Taken,
+        stream: ResponseStream | None,
+        *,
+        recorded: bool,
+    ) -> Pending:
+        """See ``Mesh.submit``."""
+        now = time.monotonic()
+        context = request.context
+        if now >= context.deadline and revision.policy.is_plain:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+        if revision.counters is None:
+            self._count(revision)
+        queues = self._queues
+        if not queues.has_room(revision, taken[2]):
+            self._pump_soon()  # some of those that came in this turn need not wait
+            queues.admit(revision, taken[2])
+        pending = Pending(self, revision, request, done, taken, now, stream, recorded)
+        if not revision.policy.is_plain:
+            queues.apply_policy(pending, now)
+            if now >= pending.deadline:
+                raise DeadlineExceeded("the deadline passed before the request was queued")
+        rows_ahead = revision.queued_rows
+        if (
+            rows_ahead
+            and revision.pace.single_s * (rows_ahead + 2 * revision.limits.max_rows + 2) > pending.deadline - now
+        ):
+            queues.refuse_hopeless(pending, now)
+        if not context.queued:
+            context.queued = now
+        queues.put(pending)
+        if revision.in_order is not None:
+            revision.in_order.append(pending)
+        if pending.leave_by - 2 * revision.pace.single_s < revision.look_at:
+            self._watch(revision, _last_moment(pending, now))
+        if not revision.pumping:
+            revision.pumping = True
+            if not self._soon:
+                self._loop.call_soon(self._pump_soon)
+            self._soon.append(revision)
+        return pending
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody waits for the request any more: it leaves the queue, or its run is told to end."""
+        if not self._runs.drop(pending):
+            return
+        if pending.batch is None:
+            self._queues.remove(pending)
+        else:
+            self._runs.leave(pending)
+
+    def fail_all(self, revision: Revision, error: RoostError) -> None:
+        """Fails all that waits."""
+        requests = self._queues.take(revision, len(revision.queue))
+        self._emptied(revision, time.monotonic())
+        self._runs.settle_all(requests, error)
+
+    def again(self, requests: Sequence[Pending]) -> None:
+        """Requests that were sent wait again, in front of others that are due at the same time."""
+        for pending in requests:
+            pending.batch = None
+        self._queues.put_back(requests)
+
+    def _pump_soon(self) -> None:
+        soon, self._soon = self._soon, []
+        for revision in soon:
+            revision.pumping = False
+            if revision.queue:
+                self.pump(revision)
+
+    def pump(self, revision: Revision, *, once: bool = False) -> None:
+        """Sends what can be sent of a queue; what can't waits for a slot or a load."""
+        queue, queues, now = revision.queue, self._queues, time.monotonic()
+        late: list[Pending] = []
+        while queue:
+            instance = self._free_instance(revision, now)
+            pace = revision.pace if revision.pace.is_known(now) else None
+            decision = plan(queue, now, 0 if instance is None else 1, revision.limits, pace)
+            if decision.late:
+                late += queues.take(revision, decision.late)
+            if type(decision) is Dispatch and instance is not None:
+                batch = self._runs.begin(instance, queues.take(revision, decision.requests), now)
+                if batch.deadline < revision.look_at:
+                    self._watch(revision, batch.deadline)
+                if once:
+                    break
+                continue
+            if type(decision) is WaitUntil:
+                self._wake_at(revision, decision.until, now)
+            break
+        if queue:
+            late += queues.take_hopeless(revision, now)
+        if queue:
+            queues.settle_claim(revision, now)
+            self._wait_for_a_slot(revision)
+        else:
+            self._emptied(revision, now)
+        for pending in late:  # last, since whoever is told may send the next request at once
+            self._runs.settle(pending, _too_late(pending))
+
+    def _emptied(self, revision: Revision, now: float) -> None:
+        if revision.claimed:
+            self._queues.settle_claim(revision, now)
+        if revision.retired:
+            self._left(revision)
+
+    def _wait_for_a_slot(self, revision: Revision) -> None:
+        ready = False
+        for instance in revision.instances:
+            if instance.state is InstanceState.READY:
+                instance.worker.waiting[revision] = None
+                ready = True
+        if not ready:
+            self._wanted(revision)
+
+    def slot_freed(self, worker: Worker, revision: Revision) -> None:
+        """A run of the revision has ended: those who wait for a slot of its worker take turns."""
+        waiting, now = worker.waiting, time.monotonic()
+        if revision.queue and revision not in waiting:
+            waiting[revision] = None
+        for _ in range(len(waiting)):
+            if not waiting or not worker.takes(0.0, now):
+                break
+            turn = next(iter(waiting))
+            del waiting[turn]
+            self.pump(turn, once=True)
+
+    def _free_instance(self, revision: Revision, now: float) -> Instance | None:
+        """The instance that can take the next batch with the least to do, if any can."""
+        best: Instance | None = None
+        for instance in revision.instances:
+            if (
+                instance.state is InstanceState.READY
+                and _has_room(instance, now)
+                and (best is None or len(instance.worker.runs) < len(best.worker.runs))
+            ):
+                best = instance
+        return best
+
+    def _wake_at(self, revision: Revision, until: float, now: float) -> None:
+        """Looks again when the oldest request has waited long enough for others."""
+        if revision.waker is not None:
+            revision.waker.cancel()
+        revision.waker = self._loop.call_later(until - now, self._wake, revision)
+
+    def _wake(self, revision: Revision) -> None:
+        revision.waker = None
+        if revision.queue:
+            self.pump(revision)
+
+    def _overdue(self, revision: Revision, now: float) -> list[Pending]:
+        """Takes out what has waited too long; puts behind the others what may wait on."""
+        overdue: list[Pending] = []
+        for pending in list(revision.queue):
+            if _last_moment(pending, now) > now:
+                if revision.policy.is_plain:
+                    break  # all behind it have more time
+                continue
+            self._queues.remove(pending)
+            policy = revision.policy.policy_of(pending.level)
+            if policy is not None and policy.delays and pending.lane % 2 == 0 and pending.deadline > now:
+                pending.lane += 1
+                pending.leave_by = pending.deadline
+                self._queues.put(pending)
+            else:
+                overdue.append(pending)
+        return overdue
+
+    def _watch(self, revision: Revision, due: float) -> None:
+        if self._deadlines.watch(revision, due):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._arm()
+
+    def _arm(self) -> None:
+        next_s = self._deadlines.next_s()
+        self._timer = None
+        if next_s < math.inf:
+            self._timer = self._loop.call_later(max(0.0, next_s - time.monotonic()), self._deadlines_came)
+
+    def _deadlines_came(self) -> None:
+        now = time.monotonic()
+        self._timer = None
+        for revision in self._deadlines.due(now):
+            assert isinstance(revision, Revision)
+            self._expire(revision, now)
+        if self._timer is None:
+            self._arm()
+
+    def _expire(self, revision: Revision, now: float) -> None:
+        """Ends what can't be answered in time, and looks when to do so next."""
+        was_resident = revision.resident()
+        overdue = self._overdue(revision, now)
+        running: list[Pending] = []
+        next_s = min((_last_moment(pending, now) for pending in _first_of(revision)), default=math.inf)
+        for instance in revision.instances:
+            for batch in instance.runs:
+                if batch.deadline <= now:
+                    late = [pending for pending in batch.requests if not pending.settled and pending.deadline <= now]
+                    left = [p.deadline for p in batch.requests if not p.settled and p.deadline > now]
+                    batch.deadline = min(left, default=math.inf)
+                    running += late
+                next_s = min(next_s, batch.deadline)
+        if next_s < math.inf:
+            self._watch(revision, max(next_s, now))
+        for pending in overdue:
+            self._runs.settle(pending, _too_late(pending, "it waited" if was_resident else "its model was loading"))
+        for pending in running:
+            text = "Request timeout expired while it was running"
+            self._runs.settle(pending, DeadlineExceeded(text, limit=Limit.RUN_DEADLINE))
+            self._runs.leave(pending)
+
+
+def _has_room(instance: Instance, now: float) -> bool:
+    """Whether an instance takes a batch of what waits.
+
+    One that batches has as many batches as its configuration says, and one more if that is at least as large as the
+    one that runs and will be over in an instant: then the device does not wait for the router in between.
+    """
+    revision, worker, runs = instance.revision, instance.worker, instance.runs
+    waiting, limit = revision.queued_rows, revision.limits.max_rows
+    if limit <= 1:
+        waiting = 1
+    elif len(runs) >= revision.policy.instances:
+        if len(runs) > revision.policy.instances or waiting < min(limit, runs[-1].rows):
+            return False
+        pace = revision.pace
+        if now - instance.turn_at > SHORT_S or not pace.is_known(now) or pace.estimate(min(waiting, limit)) > SHORT_S:
+            return False
+    if worker.has_slot:
+        return True
+    pace = revision.pace
+    return pace.is_known(now) and worker.takes(pace.estimate(min(waiting, max(1, limit))), now)
+
+
+def _last_moment(pending: Pending, now: float) -> float:
+    """When a request that waits has to go to its run at the latest."""
+    pace = pending.revision.pace
+    run_s = pace.estimate(pending.rows) if pace.is_known(now) else 0.0
+    return min(pending.leave_by, pending.deadline - run_s)
+
+
+def _first_of(revision: Revision) -> Iterable[Pending]:
+    """Those of a queue among which the one is that has to go first."""
+    return revision.queue[:1] if revision.policy.is_plain else revision.queue
+
+
+def _too_late(pending: Pending, where: str = "it waited") -> DeadlineExceeded:
+    return DeadlineExceeded(f"Request timeout expired while {where}", limit=Limit.DEADLINE)

@@ -1,0 +1,103 @@
+"""How long a batch of a revision takes: t(n) = b + a·n, learned from the batches that ran. Pure; time is passed in."""
+
+from __future__ import annotations
+
+import math
+
+MEMORY_BATCHES = 64
+"""After so many batches an observation counts e times less."""
+
+BELIEVED_RUNS = 5
+"""What was learned is believed for as long as so many batches of one row take: a prediction that refuses everything
+would never be proven wrong else."""
+
+SHORTEST_BELIEF_S = 0.02
+LONGEST_BELIEF_S = 1.0
+
+EVERY_S = 0.001
+"""Very short batches need not all be learned from."""
+
+_DECAY = 1 - 1 / MEMORY_BATCHES
+_OUTLIER = 3.0
+_ENOUGH_VARIATION = 0.05
+
+
+class Pace:
+    """See the module.
+
+    Weighted least squares over the batches so far, older ones counting less; neither coefficient is ever negative.
+    Where the sizes hardly differ, one cannot tell a from b; then half of the time is taken to be per row, which is
+    between both extremes. A batch that took several times what was expected (the machine was busy, pages were cold)
+    counts as if it had taken ``_OUTLIER`` times as long, so that one changes little and a lasting change is learned.
+    The very first one, which often is slow, is forgotten as soon as there is a second.
+
+    Attributes:
+        single_s: What a batch of one row is expected to take; 0 if nothing was learned yet.
+    """
+
+    __slots__ = (
+        "_a_s",
+        "_b_s",
+        "_known_until",
+        "_n",
+        "_next",
+        "_seen",
+        "_x",
+        "_xx",
+        "_xy",
+        "_y",
+        "single_s",
+    )
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._a_s = self._b_s = self.single_s = 0.0
+        self._seen = 0
+        self._known_until = self._next = -math.inf
+
+    def observe(self, rows: int, took_s: float, now: float) -> None:
+        """Learns from a batch that has run, unless it did so a moment ago."""
+        if now < self._next:
+            return
+        if self._seen == 1:
+            self._n = self._x = self._y = self._xx = self._xy = 0.0
+        elif self._seen:
+            expected_s = self._b_s + self._a_s * rows
+            took_s = min(took_s, _OUTLIER * expected_s) if expected_s else took_s
+        self._seen += 1
+        self._n = self._n * _DECAY + 1
+        self._x = self._x * _DECAY + rows
+        self._y = self._y * _DECAY + took_s
+        self._xx = self._xx * _DECAY + rows * rows
+        self._xy = self._xy * _DECAY + rows * took_s
+        self._fit()
+        self._known_until = now + min(LONGEST_BELIEF_S, max(SHORTEST_BELIEF_S, BELIEVED_RUNS * self.single_s))
+        self._next = now + EVERY_S
+
+    def _fit(self) -> None:
+        mean_rows, mean_s = self._x / self._n, self._y / self._n
+        slope_s = mean_s / (2 * mean_rows)
+        variation = self._xx / (mean_rows * mean_rows) - self._n  # of the sizes, in squares of their mean
+        if variation > 1e-6:
+            measured_s = (self._xy / mean_rows - self._y) / (variation * mean_rows)
+            slope_s += (measured_s - slope_s) * variation / (variation + _ENOUGH_VARIATION)
+        self._a_s = min(max(0.0, slope_s), mean_s / mean_rows)
+        self._b_s = mean_s - self._a_s * mean_rows
+        self.single_s = self._a_s + self._b_s
+
+    def is_known(self, now: float) -> bool:
+        """Whether there was a batch lately, so that predictions are worth something."""
+        return now < self._known_until
+
+    def estimate(self, rows: int) -> float:
+        """The seconds that a batch of so many rows is expected to take; 0 if nothing was learned yet."""
+        return self._b_s + self._a_s * rows
+
+    def most_rows(self, within_s: float, limit_rows: int) -> int:
+        """The largest batch of at most ``limit_rows`` that is expected to take no longer than ``within_s``."""
+        left_s = within_s - self._b_s
+        if left_s < 0:
+            return 0
+        if left_s >= self._a_s * limit_rows:
+            return limit_rows
+        return int(left_s / self._a_s * (1 + 1e-12))

@@ -1,0 +1,295 @@
+"""Finds out in the background which loaded models may be batched, and tells their revisions.
+
+A model is tried once it was loaded for a request, never before and never in the way of anything: the preparer gets
+memory only if there is some that nobody has, and gives it back as soon as a load wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from cachetools import LRUCache
+from roost.core.errors import RoostError
+from roost.core.units import format_bytes
+from roost.registry_client.warmup import warmup_samples
+from roost.router.catalog import Catalog
+from roost.router.placement import Fits, Ledger, Refuse
+from roost.router.preparer import Answer, Preparer, PreparerFailed
+from roost.router.proof import (
+    DEFAULT_ROWS,
+    PENDING,
+    BatchingMode,
+    Decision,
+    Proof,
+    conditions_of,
+    decide,
+)
+from roost.router.revision import Revision
+from roost.router.room import Room
+
+log = logging.getLogger(__name__)
+
+Key: TypeAlias = tuple[str, str]
+"""Digest of a model's files, and what else a proof depends on."""
+
+PROCESS_BYTES = 64 << 20
+BYTES_PER_ARTIFACT_BYTE = 5
+LEAST_ROOM_BYTES = 64 << 20
+MOST_ROOM_BYTES = 256 << 20
+
+BUDGET_S = 60.0
+TIMEOUT_S = 1800.0
+LINGER_S = 5.0
+LOOK_EVERY_S = 1.0
+PATIENCE_S = 10.0
+RETRY_AFTER_S = 60.0
+
+_RESERVATION = -1  # instances have positive numbers
+_KNOWN = 4096
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """An artifact to be tried, and the revisions that wait for what comes of it."""
+
+    revisions: list[Revision]
+    since: float
+    not_before: float = -math.inf
+    failures: int = 0
+    interruptions: int = 0
+
+
+@dataclass(eq=False)
+class Proofs:
+    """See the module.
+
+    Attributes:
+        mode: Which models are batched.
+        ledger: The device's budget.
+        room: Where loads wait for memory.
+        catalog: Keeps what was found out.
+        preparer: Does the work.
+    """
+
+    mode: BatchingMode
+    ledger: Ledger
+    room: Room
+    catalog: Catalog
+    preparer: Preparer
+    _queue: dict[Key, _Work] = field(default_factory=dict)
+    _known: LRUCache[Key, Proof] = field(default_factory=lambda: LRUCache(_KNOWN))
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        self.catalog.when_loaded = self.loaded
+        self.room.give_way = self.give_way
+
+    def loaded(self, revision: Revision) -> None:
+        """A revision was loaded: what is known of its batches holds from now on, and what is not is found out."""
+        assert revision.contract is not None
+        decision = decide(revision.description, revision.contract.signature, self.mode)
+        if decision is None:
+            key = _key_of(revision)
+            proof = self._known.get(key) or revision.proof
+            if proof is None or not proof.settled:
+                self._enqueue(key, revision, proof.failures if proof is not None else 0)
+            decision = proof.decision if proof is not None else Decision(0, PENDING)
+        _apply(revision, decision)
+
+    async def describe(self, revision: Revision) -> str:
+        """What the configuration of a revision shows of batches; its contract is known."""
+        contract = revision.contract or revision.former
+        if revision.batching or contract is None:
+            return revision.batching
+        decision = decide(revision.description, contract.signature, self.mode)
+        if decision is None and revision.artifact is None:
+            try:
+                await self.catalog.prepare(revision)  # it may have been found out before the server was started
+            except RoostError:
+                return PENDING
+        if decision is None and revision.proof is not None:
+            decision = revision.proof.decision
+        return decision.text if decision is not None else PENDING
+
+    def give_way(self) -> bool:
+        """A load does not fit: whether what the preparer has will be free at once. Then ``room`` hears of it."""
+        if _RESERVATION not in self.ledger.holdings:
+            return False
+        if not self._interrupted:
+            self._interrupted = True
+            self.ledger.leaving(_RESERVATION)
+            self.preparer.kill()
+            self._changed.set()
+        return True
+
+    async def run(self) -> None:
+        """Tries what was enqueued, one after another, until cancelled."""
+        try:
+            while True:
+                try:
+                    wait_s = await self._step()
+                except Exception:
+                    log.exception("finding out about batches failed: what waited for it stays as it is")
+                    self._queue.clear()
+                    wait_s = LOOK_EVERY_S
+                if wait_s:
+                    await self._wait(wait_s)
+        finally:
+            try:
+                await self.preparer.end(at_once=True)
+            finally:
+                self._release()
+
+    async def _step(self) -> float:
+        """Does the next piece of work if that is possible; else says how long to wait for a change."""
+        if self._interrupted:
+            await self._end(at_once=True)
+        if not self._queue and self.preparer.pid:
+            await self._wait(LINGER_S)
+        if not self._queue:
+            await self._end(at_once=self._interrupted)
+            return 0.0 if self._queue else math.inf
+        now = time.monotonic()
+        key = next((key for key, work in self._queue.items() if work.not_before <= now), None)
+        if key is None:
+            await self._end()
+            return min((work.not_before for work in self._queue.values()), default=now) - now
+        work = self._queue[key]
+        work.revisions = [r for r in work.revisions if not r.retired and _key_of(r) == key]
+        if not work.revisions:  # all were replaced, or have other files by now
+            del self._queue[key]
+        elif not await self._reserve(key, work, now):
+            return LOOK_EVERY_S
+        else:
+            await self._try(key, work)
+        return 0.0
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something has changed, or the time is over."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(seconds if seconds < math.inf else None):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _enqueue(self, key: Key, revision: Revision, failures: int) -> None:
+        work = self._queue.get(key)
+        if work is None:
+            self._queue[key] = _Work([revision], time.monotonic(), failures=failures)
+            self._changed.set()
+        elif revision not in work.revisions:
+            work.revisions.append(revision)
+
+    async def _reserve(self, key: Key, work: _Work, now: float) -> bool:
+        """Takes memory that nobody has; without any, whatever the preparer still had is free again."""
+        artifact = work.revisions[0].artifact
+        assert artifact is not None
+        need_bytes = self._room_bytes() + PROCESS_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
+        held_bytes = self.ledger.holdings[_RESERVATION].bytes if _RESERVATION in self.ledger.holdings else 0
+        quiet = self.ledger.reserved_bytes == held_bytes or now - work.since > PATIENCE_S
+        match self.ledger.plan(max(0, need_bytes - held_bytes), now):
+            case Fits() if quiet:
+                self._release()
+                self.ledger.reserve(_RESERVATION, self, need_bytes)
+                return True
+            case Refuse():
+                del self._queue[key]
+                reason = f"not proven: trying it takes {format_bytes(need_bytes)} of the memory budget"
+                self._say(work, Decision(0, reason))
+        await self._end()
+        return False
+
+    def _room_bytes(self) -> int:
+        """What batches may take beside the model."""
+        return min(MOST_ROOM_BYTES, max(LEAST_ROOM_BYTES, self.ledger.budget_bytes // 4))
+
+    def _release(self) -> None:
+        self._interrupted = False
+        if _RESERVATION in self.ledger.holdings:
+            self.ledger.gone(_RESERVATION)
+
+    async def _end(self, *, at_once: bool = False) -> None:
+        """Ends the preparer; its memory is free."""
+        await self.preparer.end(at_once=at_once)
+        if _RESERVATION in self.ledger.holdings:
+            self._release()
+            self.room.changed()
+
+    async def _try(self, key: Key, work: _Work) -> None:
+        """Has the preparer try an artifact; whatever comes of it is remembered, unless a load came first."""
+        revision = work.revisions[0]
+        try:
+            answer = await self.preparer.do(self._job(revision), TIMEOUT_S)
+        except PreparerFailed as error:
+            answer = {"error": str(error)}
+        if self._interrupted and "result" not in answer:
+            work.interruptions += 1
+            work.not_before = time.monotonic() + LINGER_S * 2 ** min(work.interruptions, 6)
+            return
+        changed = await self.catalog.changed(revision)
+        del self._queue[key]
+        if changed:
+            return  # what was tried may have been the new files; their load enqueues them
+        if answer.get("missing"):
+            self._say(work, Decision(0, f"not proven: {answer['error']}"))
+            return
+        proof = _proof_of(answer, work)
+        self._known[key] = proof
+        self._say(work, proof.decision)
+        if not proof.settled:
+            work.failures = proof.failures
+            work.not_before = time.monotonic() + RETRY_AFTER_S * 4 ** (proof.failures - 1)
+            self._queue[key] = work
+        await self.catalog.remember_proof(key, proof)
+
+    def _job(self, revision: Revision) -> dict[str, Any]:
+        artifact, description = revision.artifact, revision.description
+        assert artifact is not None
+        return {
+            "job": "prove_batching",
+            "path": artifact.path,
+            "root": artifact.root,
+            "options": dict(description.options),
+            "threads": self.preparer.spec.threads,
+            "max_rows": DEFAULT_ROWS,
+            "budget_s": BUDGET_S,
+            "memory_bytes": self.ledger.holdings[_RESERVATION].bytes - PROCESS_BYTES,
+            "samples": warmup_samples(description.config),
+            "samples_root": str(revision.folder.path),
+        }
+
+    def _say(self, work: _Work, decision: Decision) -> None:
+        for revision in work.revisions:
+            log.debug("batches of %s: %s", revision.key, decision.text)
+            if not revision.retired:
+                _apply(revision, decision)
+
+
+def _key_of(revision: Revision) -> Key:
+    assert revision.artifact is not None
+    return revision.artifact.digest, conditions_of(revision.description)
+
+
+def _apply(revision: Revision, decision: Decision) -> None:
+    revision.batching = decision.text
+    if revision.batch_rows != decision.rows:
+        revision.batch_up_to(decision.rows)
+
+
+def _proof_of(answer: Answer, work: _Work) -> Proof:
+    """What an answer proves; one that makes no sense is a failure like any other."""
+    result = answer.get("result")
+    if isinstance(result, dict):
+        try:
+            return Proof(int(result["max_rows"]), str(result["reason"]))
+        except (LookupError, TypeError, ValueError):
+            pass
+    reason = answer.get("error", "the preparer's answer can't be understood")
+    return Proof(0, f"the attempt failed: {reason}", work.failures + 1)

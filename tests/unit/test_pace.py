@@ -1,0 +1,82 @@
+"""How long batches take, learned from those that ran."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from roost.router.pace import BELIEVED_RUNS, EVERY_S, LONGEST_BELIEF_S, SHORTEST_BELIEF_S, Pace
+
+NOW = 1_000.0
+BATCHES = st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), min_size=1, max_size=60)
+
+
+def learned(batches: list[tuple[int, float]]) -> Pace:
+    pace = Pace()
+    for place, (rows, took_s) in enumerate(batches):
+        pace.observe(rows, took_s, NOW + place * 2 * EVERY_S)
+    return pace
+
+
+@given(BATCHES)
+def test_predictions_are_never_negative_and_grow_with_the_rows(batches: list[tuple[int, float]]) -> None:
+    pace = learned(batches)
+    predicted = [pace.estimate(rows) for rows in range(1, 65)]
+    assert predicted == sorted(predicted)
+    assert predicted[0] >= -1e-12
+    assert max(predicted[:1]) <= 1.001 * max(took_s for _, took_s in batches)
+
+
+@given(BATCHES, st.floats(0, 20), st.integers(1, 64))
+def test_the_largest_batch_that_fits_is_that(batches: list[tuple[int, float]], within_s: float, limit: int) -> None:
+    pace = learned(batches)
+    rows = pace.most_rows(within_s, limit)
+    assert 0 <= rows <= limit
+    assert not rows or pace.estimate(rows) <= within_s * (1 + 1e-9) + 1e-9
+    assert rows == limit or pace.estimate(rows + 1) >= within_s * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("b", "a"), [(0.005, 0.0001), (0.0005, 0.002), (0.003, 0.0), (0.0, 0.004)])
+def test_what_is_linear_is_found(b: float, a: float) -> None:
+    draw = random.Random(1)
+    pace = learned([(rows, (b + a * rows) * draw.uniform(0.97, 1.03)) for rows in draw.choices(range(1, 17), k=80)])
+    for rows in (1, 8, 16):
+        assert pace.estimate(rows) == pytest.approx(b + a * rows, rel=0.15)
+    assert pace.single_s == pace.estimate(1)
+
+
+def test_with_one_size_half_is_taken_to_be_per_row() -> None:
+    pace = learned([(8, 0.016)] * 10)
+    assert pace.estimate(8) == pytest.approx(0.016)
+    assert pace.estimate(16) == pytest.approx(0.024)
+
+
+def test_a_slow_first_batch_and_a_few_outliers_change_little() -> None:
+    steady = [(1 + n % 8, 0.001 * (1 + n % 8)) for n in range(60)]
+    pace = learned([(1, 5.0), *steady, (4, 9.0), *steady[:8]])
+    assert pace.estimate(8) == pytest.approx(0.008, rel=0.3)
+
+
+def test_a_lasting_change_is_learned() -> None:
+    pace = learned([(4, 0.001)] * 100 + [(4, 0.1)] * 200)
+    assert pace.estimate(4) == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "believed_s"), [(0.1, 0.1 * BELIEVED_RUNS), (1e-5, SHORTEST_BELIEF_S), (60.0, LONGEST_BELIEF_S)]
+)
+def test_what_was_learned_is_believed_for_a_while(took_s: float, believed_s: float) -> None:
+    pace = Pace()
+    assert not pace.is_known(NOW)
+    pace.observe(1, took_s, NOW)
+    assert pace.is_known(NOW + 0.99 * believed_s)
+    assert not pace.is_known(NOW + 1.01 * believed_s)
+
+
+def test_of_very_many_batches_some_are_enough() -> None:
+    pace = Pace()
+    pace.observe(1, 0.1, NOW)
+    pace.observe(1, 0.9, NOW + EVERY_S / 2)
+    assert pace.estimate(1) == pytest.approx(0.1)
