@@ -30,9 +30,11 @@ from roost.registry_client.overrides import read_overrides
 from roost.router.validation import Contract
 from roost.server import grpc_codec, grpc_messages
 from roost.server.log_settings import LogBook
-from roost.server.rest.codec import decode_infer
+from roost.server.rest.codec import RestInferRequest, decode_infer
 from roost.server.rest.codec_generate import decode_generate, encode_generate
 from roost.server.rest.codec_json import parse_json
+from roost.server.rest.codec_quick import decode
+from roost.server.rest.codec_quick_out import encode
 from roost.server.rest.codec_raw import decode_raw
 from roost.server.rest.codec_response import encode_large_response, encode_response, write_outputs
 from roost.server.rest.v1_codec import decode_predict
@@ -40,6 +42,7 @@ from roost.server.rest.v1_response import encode_predictions
 from roost.server.trace import TraceBook
 
 from tests.fuzz.driver import Target
+from tests.fuzz.http2_target import http2_target
 from tests.fuzz.more_targets import configuration_targets, shared_memory_target
 from tests.fuzz.mutation import mutate_bytes, mutate_json, mutate_message
 
@@ -62,6 +65,7 @@ def targets() -> list[Target]:
         *configuration_targets(),
         *(_grpc_target(*row) for row in _GRPC),
         shared_memory_target(),
+        http2_target(),
     ]
 
 
@@ -135,9 +139,14 @@ def _rest(data: bytes) -> None:
     (length,) = _LENGTH.unpack_from(data)
     body = memoryview(data)[_LENGTH.size :]
     header_length = None if length == _WHOLE else length
+    # What the quick decoder does not take, the general one does, so this reads what is wrong only once.
+    quick = decode(body, header_length, model_name="m", model_version="", context=_context())
     request = decode_infer(body, header_length, model_name="m", model_version="", context=_context())
+    assert repr(_by_bytes(quick)) == repr(_by_bytes(request))
     response = _echo(request)
     headers, buffers = encode_response(response, request)
+    quickly = encode(response, request)
+    assert (quickly[0], b"".join(map(bytes, quickly[1]))) == (headers, b"".join(map(bytes, buffers)))
     names = {output.name for output in request.outputs if output.binary}
     all_in_binary = request.binary_by_default and not request.outputs
     in_json = [] if all_in_binary else [tensor for tensor in response.outputs if tensor.name not in names]
@@ -146,6 +155,12 @@ def _rest(data: bytes) -> None:
     assert b"".join(map(bytes, slowly[1])) == b"".join(map(bytes, buffers))
     head = b"".join(map(bytes, buffers))[: int(headers.get("Inference-Header-Content-Length", _WHOLE))]
     assert parse_json(head)["model_name"] == "m"
+
+
+def _by_bytes(request: RestInferRequest) -> tuple[object, ...]:
+    """A request with the bytes of its tensors, to be compared."""
+    tensors = [(item.name, item.datatype, item.shape, bytes(item.data), item.parameters) for item in request.inputs]
+    return tensors, request.outputs, request.id, request.parameters, request.regions, request.binary_by_default
 
 
 def _echo(request: InferRequest) -> InferResponse:

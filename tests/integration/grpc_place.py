@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 import pytest
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.grpc_limits import GrpcLimits
-from roost.server.grpc_server import build_grpc_server
+from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.transport_options import TransportOptions
+from roost.server.values import GrpcTransport
 
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
 
@@ -19,6 +21,15 @@ SERVICE = "/inference.GRPCInferenceService/"
 INFER = SERVICE + "ModelInfer"
 STREAM = SERVICE + "ModelStreamInfer"
 MIB = 2**20
+TRANSPORT: GrpcTransport = "auto"  # the fixture of that name sets it
+
+
+def build(
+    data_plane: FakeDataPlane, limits: GrpcLimits | None = None, options: TransportOptions | None = None
+) -> GrpcServer:
+    """Makes a server with the transport that is tested."""
+    limits = replace(limits or GrpcLimits(health_poll_s=0.01), transport=TRANSPORT)
+    return build_grpc_server(data_plane, limits, options)
 
 
 @asynccontextmanager
@@ -26,7 +37,7 @@ async def serving(
     data_plane: FakeDataPlane, limits: GrpcLimits | None = None, options: TransportOptions | None = None
 ) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
     """Runs a server; gives its port and a channel to it."""
-    server = build_grpc_server(data_plane, limits or GrpcLimits(health_poll_s=0.01), options)
+    server = build(data_plane, limits, options)
     port = server.bind("127.0.0.1", 0)
     await server.start()
     arguments = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

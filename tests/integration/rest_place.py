@@ -5,27 +5,35 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import numpy as np
+import pytest
+import uvloop
 from aiohttp import web
 from roost.server.rest.app import RestLimits, RestRunner, build_rest_app
+from roost.server.rest.lean import LEAN_PATH, LeanPath
 from roost.server.transport_options import TransportOptions
 
 from tests.fakes import FakeDataPlane
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
 
 
 class Served:
     """A real server on a free port, and a client that neither asks for nor undoes compression by itself."""
 
-    def __init__(self, plane: FakeDataPlane, port: int, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, plane: FakeDataPlane, runner: RestRunner, lean: LeanPath | None, session: aiohttp.ClientSession
+    ) -> None:
         self.plane = plane
-        self.port = port
+        self.runner = runner
+        self.lean = lean
+        self.port = runner.addresses[0][1]
         self.session = session
 
     async def call(
@@ -61,16 +69,23 @@ async def serve(
     """Runs a server; at its end nothing may be held of the budget."""
     plane = plane or FakeDataPlane()
     rest_limits = RestLimits(**limits)
-    runner = RestRunner(build_rest_app(plane, rest_limits, options or TransportOptions()), rest_limits)
+    app = build_rest_app(plane, rest_limits, options or TransportOptions())
+    runner = RestRunner(app, rest_limits)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers={"Accept-Encoding"}) as session:
-            yield Served(plane, runner.addresses[0][1], session)
+            yield Served(plane, runner, app.get(LEAN_PATH), session)
     finally:
         await runner.cleanup()
     assert plane.bodies.used_bytes == 0
+
+
+def run_on(loop: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]) -> None:
+    """Runs a test on one of ``LOOPS``."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main)
 
 
 def simple_request(**changes: Any) -> dict[str, Any]:
@@ -108,5 +123,5 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def announcement(size: int, extra: str = "") -> bytes:
-    return f"POST /v2/models/simple/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{extra}\r\n".encode()
+def announcement(size: int, extra: str = "", model: str = "simple") -> bytes:
+    return f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{extra}\r\n".encode()

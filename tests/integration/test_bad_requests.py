@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import grpc.aio
@@ -12,7 +13,7 @@ import pytest
 from roost.core.tensors import DATATYPES
 
 from tests.integration import bad_grpc, bad_rest
-from tests.integration.bad_requests import BadRequest, Http, Outcome, Wires
+from tests.integration.bad_requests import BadRequest, BehindPlain, Http, Outcome, Raw, Wires
 from tests.models import write_dummy, write_identity, write_simple
 from tests.server import RoostServer, started
 
@@ -30,7 +31,15 @@ LIMITS = ("--max-body", "32MiB", "--grpc-max-message-size", "2MiB")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
-    folder = tmp_path_factory.mktemp("bad_requests")
+    yield from running(tmp_path_factory.mktemp("bad_requests"), "native")
+
+
+@pytest.fixture(scope="module")
+def server_on_grpcio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
+    yield from running(tmp_path_factory.mktemp("bad_requests"), "grpcio")
+
+
+def running(folder: Path, grpc_transport: str) -> Iterator[RoostServer]:
     models = folder / "models"
     write_simple(models / "simple" / "1" / "model.onnx")
     write_identity(models / "words" / "1" / "model.onnx", "BYTES")
@@ -41,8 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
     write_dummy(models / "echo_BYTES" / "1" / "model.dummy", *text)
     write_dummy(models / "many" / "1" / "model.dummy", stream=3)
     (models / "many" / "config.pbtxt").write_text("model_transaction_policy { decoupled: true }\n")
-    with started(models, folder / "run", *FLAGS, *LIMITS) as running:
-        yield running
+    with started(models, folder / "run", *FLAGS, *LIMITS, "--grpc-transport", grpc_transport) as server:
+        yield server
 
 
 @asynccontextmanager
@@ -79,6 +88,24 @@ def test_the_table_is_as_long_as_it_should_be() -> None:
 async def test_bad_request(server: RoostServer, name: str) -> None:
     async with wired(server) as wires:
         assert wrong(CASES[name], await CASES[name].send(wires)) == ""
+        await next_request_is_served(wires)
+
+
+# What HEAD is answered with has a length and no body.
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not isinstance(case, (Http, Raw))])
+async def test_bad_request_over_grpcio(server_on_grpcio: RoostServer, name: str) -> None:
+    async with wired(server_on_grpcio) as wires:
+        assert wrong(CASES[name], await CASES[name].send(wires)) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in bad_rest.CASES if name != "HEAD"])
+async def test_bad_request_on_a_connection_that_was_good_before(server: RoostServer, name: str) -> None:
+    case = bad_rest.CASES[name]
+    assert isinstance(case, (Http, Raw))
+    async with wired(server) as wires:
+        for at_once in (False, True):
+            outcome = await BehindPlain(case, Http(200, (), bad_rest.valid()), at_once).send(wires)
+            assert wrong(case, outcome) == "", at_once
         await next_request_is_served(wires)
 
 

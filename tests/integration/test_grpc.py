@@ -18,12 +18,12 @@ from roost.core.errors import Code, FailedPrecondition, Unavailable, error_of
 from roost.core.requests import InferRequest, InferResponse
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.grpc_errors import STATUS_OF_CODE
-from roost.server.grpc_limits import GrpcLimits
-from roost.server.grpc_server import GrpcServer, build_grpc_server
 from tritonclient.utils import InferenceServerException
 
-from tests.integration.grpc_place import INFER, SERVICE, infer_bytes, status_of
+from tests.integration.grpc_place import INFER, SERVICE, build, infer_bytes, status_of
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 
 def triton_inputs() -> tuple[list[Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -138,6 +138,7 @@ async def test_unexpected_errors_are_internal_with_an_id(
         raise KeyError("secret")
 
     plane.on_infer = fail
+    plane.may_begin = False  # what it gives is never a surprise
     error = await status_of(served[1].unary_unary(INFER)(infer_bytes()))
     assert error.code() is grpc.StatusCode.INTERNAL
     details = error.details() or ""
@@ -179,7 +180,7 @@ async def test_health_check_is_server_ready(plane: FakeDataPlane, served: tuple[
 
 async def test_health_watch_tells_changes_and_ends_with_the_server(plane: FakeDataPlane) -> None:
     response = health_pb2.HealthCheckResponse
-    server = build_grpc_server(plane, GrpcLimits(health_poll_s=0.01))
+    server = build(plane)
     port = server.bind("127.0.0.1", 0)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -222,7 +223,7 @@ async def test_reflection_refuses_what_is_no_question(served: tuple[int, grpc.ai
 
 
 async def test_a_taken_port_is_an_error(plane: FakeDataPlane, served: tuple[int, grpc.aio.Channel]) -> None:
-    second: GrpcServer = build_grpc_server(plane, GrpcLimits())
+    second = build(plane)
     with pytest.raises(OSError, match=f"cannot listen for gRPC on 127.0.0.1:{served[0]}"):
         second.bind("127.0.0.1", served[0])
     await second.stop(0)
@@ -236,7 +237,7 @@ async def test_stop_lets_calls_in_flight_finish(plane: FakeDataPlane) -> None:
         raise Unavailable("late but answered")
 
     plane.on_infer = hold
-    server = build_grpc_server(plane, GrpcLimits())
+    server = build(plane)
     port = server.bind("127.0.0.1", 0)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 from tests.integration.grpc_place import INFER, SERVICE, STREAM, infer_bytes, serving, status_of
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 # -- extensions -----------------------------------------------------------------------------------------------------
 
 

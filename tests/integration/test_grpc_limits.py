@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
+import numpy.typing as npt
 import pytest
 import uvloop
 from roost.core.errors import DeadlineExceeded, Limit
@@ -27,6 +29,8 @@ from roost.server.transport_options import TransportOptions
 from tests.integration.grpc_place import INFER, MIB, SERVICE, infer_bytes, output_of, serving, status_of
 from tests.integration.raw_http2 import RawCall, raw_call
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 # -- time -----------------------------------------------------------------------------------------------------------
 
@@ -187,9 +191,10 @@ def resident_bytes(pid: int) -> tuple[int, int]:
 
 
 @pytest.fixture
-def flood_server() -> Iterator[tuple[int, int]]:
+def flood_server(transport: str) -> Iterator[tuple[int, int]]:
     """A server of its own process: 2 slots, messages of up to 32 MiB, a budget of 64 MiB. Gives process and port."""
-    arguments = [sys.executable, "-m", "tests.integration.grpc_flood_server", "2", str(32 * MIB), str(64 * MIB)]
+    module = "tests.integration.grpc_flood_server"
+    arguments = [sys.executable, "-m", module, transport, "2", str(32 * MIB), str(64 * MIB)]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(arguments, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -252,17 +257,24 @@ async def stalling_proxy(port: int, may_read: asyncio.Event) -> AsyncIterator[in
         proxy.close()
 
 
+class Slot(npt.NDArray[np.uint8]):
+    """A place in memory that is written over as soon as nothing refers to it any more, as places of answers are."""
+
+    def __del__(self) -> None:
+        if self.base is not None and self.base.size == self.size:  # the place itself, no part of it
+            self.base[:] = 0xEE
+
+
 async def read_slowly() -> None:
-    """Answers wait in the server while their buffer is written over again and again; each must arrive as it was."""
+    """Answers wait in the server while memory is used again as soon as it may be; each must arrive as it was."""
     plane = FakeDataPlane()
-    slot = bytearray(2 * MIB)
     answered = asyncio.Event()
 
     async def answer_from_slot(request: InferRequest) -> InferResponse:
-        slot[:] = bytes(request.inputs[0].data[:1]) * len(slot)
+        slot = np.full(2 * MIB, request.inputs[0].data[0], np.uint8).view(Slot)
         if len(plane.requests) == 8:
             answered.set()
-        return InferResponse(MODEL, "1", [Tensor("OUT", "UINT8", (len(slot),), memoryview(slot))])
+        return InferResponse(MODEL, "1", [Tensor("OUT", "UINT8", (len(slot),), slot.data)])
 
     plane.on_infer = answer_from_slot
     may_read = asyncio.Event()
@@ -277,10 +289,9 @@ async def read_slowly() -> None:
         may_read.clear()
         calls = [channel.unary_unary(INFER)(infer_bytes(bytes([number + 1]))) for number in range(8)]
         await answered.wait()
-        slot[:] = b"\xee" * len(slot)
         may_read.set()
         for number, call in enumerate(calls):
-            assert output_of(await call) == bytes([number + 1]) * len(slot)
+            assert output_of(await call) == bytes([number + 1]) * (2 * MIB)
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -4,23 +4,23 @@ import asyncio
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import psutil
 import pytest
-import uvloop
 from roost.core.errors import Limit
 from roost.core.tensors import pack_bytes, to_array
 
 from tests.fakes import MIB, FakeDataPlane, encode_file
 from tests.integration.rest_place import (
     HEADER_LENGTH,
+    LOOPS,
     Served,
     announcement,
     binary_request,
     read_answer,
+    run_on,
     serve,
     simple_request,
     until,
@@ -376,14 +376,6 @@ async def test_a_thousand_announcements_are_refused_unread() -> None:
             writer.transport.abort()
         await until(lambda: served.plane.bodies.used_bytes == 0)
         assert (await served.infer("simple", simple_request()))[0] == 200
-
-
-LOOPS = [pytest.param(asyncio.new_event_loop, id="asyncio"), pytest.param(uvloop.new_event_loop, id="uvloop")]
-
-
-def run_on(loop: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(main)
 
 
 def big_request(fill: int) -> bytes:

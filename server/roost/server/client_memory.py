@@ -67,26 +67,22 @@ class Region:
         if part.byte_size < 0 or part.offset + part.byte_size > size_bytes:
             raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{name}'")
 
-    def read(self, part: RegionSlice) -> bytes:
-        """Copies a part that was checked.
+    def read(self, part: RegionSlice, memory: memoryview) -> None:
+        """Copies a part that was checked to memory of its size.
 
         Raises:
-            InvalidArgument: If the memory has become too small, or can't be read.
+            InvalidArgument: If the region has become too small, or can't be read.
         """
-        missing = part.byte_size
         position = self.status.offset + part.offset
-        pieces: list[bytes] = []
-        while missing:
+        while memory.nbytes:  # more than once only beyond 2 GiB
             try:
-                piece = os.pread(self._descriptor, missing, position)
+                count = os.preadv(self._descriptor, [memory], position)
             except OSError as error:
                 self._fail("read", error)
-            if not piece:
+            if not count:
                 self._refuse_truncated()
-            pieces.append(piece)  # more than one only beyond 2 GiB
-            position += len(piece)
-            missing -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            position += count
+            memory = memory[count:]
 
     def write(self, part: RegionSlice, data: Buffer) -> None:
         """Copies bytes, no more than its size, to the beginning of a part that was checked.

@@ -20,10 +20,11 @@ from roost.server.layers import Layers, flag_of, read_layers
 from roost.server.machine import Machine, read_machine
 from roost.server.restrictions import Restrictions
 from roost.server.settings import Settings
-from roost.server.values import Compression
+from roost.server.values import Compression, GrpcTransport
 
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
 _DEFAULT_ANSWER_BUDGET_BYTES = 2**30
+_DEFAULT_ARENA_BYTES = 2**30
 _DEFAULT_POLL_INTERVAL_S = 15.0
 
 
@@ -39,6 +40,7 @@ class ServeConfig:
     model_control: str
     poll_interval_s: float | None
     load_models: tuple[str, ...]
+    batching: str
     routes_file: Path | None
     host: str
     http_port: int
@@ -55,6 +57,7 @@ class ServeConfig:
     grpc_restrictions: Restrictions
     workers: int
     memory_budget_bytes: int | None
+    arena_bytes: int
     state_dir: Path
     request_timeout_s: float
     load_timeout_s: float
@@ -67,6 +70,7 @@ class ServeConfig:
     answer_budget_bytes: int
     max_queue: int
     max_queued_bytes: int
+    grpc_transport: GrpcTransport
     grpc_compression: Compression
     grpc_keepalive_time_s: float
     grpc_keepalive_timeout_s: float
@@ -195,6 +199,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         model_control=settings.model_control,
         poll_interval_s=interval_s if settings.model_control == "poll" else None,
         load_models=settings.load_model,
+        batching=settings.batching,
         routes_file=settings.routes,
         host=settings.host,
         http_port=settings.http_port,
@@ -211,6 +216,9 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         grpc_restrictions=Restrictions.parse(settings.grpc_restricted_protocol),
         workers=settings.workers or max(1, machine.cpus - 1),
         memory_budget_bytes=settings.memory_budget,
+        arena_bytes=(
+            min(_DEFAULT_ARENA_BYTES, machine.memory_bytes // 8) if settings.arena_size is None else settings.arena_size
+        ),
         state_dir=settings.state_dir or _default_state_dir(environ),
         request_timeout_s=settings.request_timeout,
         load_timeout_s=settings.load_timeout,
@@ -223,6 +231,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         answer_budget_bytes=settings.answer_budget or min(_DEFAULT_ANSWER_BUDGET_BYTES, machine.memory_bytes // 8),
         max_queue=settings.max_queue,
         max_queued_bytes=settings.max_queued_bytes or max(largest, body_budget // 2),
+        grpc_transport=settings.grpc_transport,
         grpc_compression=settings.grpc_infer_response_compression,
         grpc_keepalive_time_s=settings.grpc_keepalive_time,
         grpc_keepalive_timeout_s=settings.grpc_keepalive_timeout,

@@ -26,6 +26,7 @@ def mesh_settings(config: ServeConfig) -> MeshSettings:
             enable_dummy=config.enable_dummy,
             log_level=config.log_level,
             log_format=config.log_format,
+            arena_bytes=config.arena_bytes,
         ),
         workers=config.workers,
         load_timeout_s=config.load_timeout_s,
@@ -33,6 +34,7 @@ def mesh_settings(config: ServeConfig) -> MeshSettings:
         max_queue=config.max_queue,
         max_queued_bytes=config.max_queued_bytes,
         max_answer_bytes=config.answer_budget_bytes,
+        request_timeout_s=config.request_timeout_s,
     )
 
 
@@ -43,6 +45,8 @@ def grpc_limits(config: ServeConfig) -> GrpcLimits:
     return GrpcLimits(
         max_message_bytes=size_bytes,
         max_concurrent_receives=min(MAX_RECEIVES, max(2, receives)),
+        write_timeout_s=config.write_timeout_s,
+        transport=config.grpc_transport,
         response_compression=config.grpc_compression,
         keepalive_time_s=config.grpc_keepalive_time_s,
         keepalive_timeout_s=config.grpc_keepalive_timeout_s,

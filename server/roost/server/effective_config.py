@@ -32,6 +32,7 @@ def _models(config: ServeConfig) -> dict[str, Any]:
         "model_control": config.model_control,
         "repository_poll_interval": _optional_duration(config.poll_interval_s),
         "load_model": list(config.load_models),
+        "batching": config.batching,
         "routes": _text(config.routes_file),
     }
 
@@ -58,6 +59,7 @@ def _limits(config: ServeConfig) -> dict[str, Any]:
     return {
         "workers": config.workers,
         "memory_budget": _size(config.memory_budget_bytes),
+        "arena_size": config.arena_bytes and _size(config.arena_bytes),
         "state_dir": str(config.state_dir),
         "request_timeout": _duration(config.request_timeout_s),
         "load_timeout": _duration(config.load_timeout_s),
@@ -75,6 +77,7 @@ def _limits(config: ServeConfig) -> dict[str, Any]:
 
 def _grpc(config: ServeConfig) -> dict[str, Any]:
     return {
+        "grpc_transport": config.grpc_transport,
         "grpc_infer_response_compression": config.grpc_compression,
         "grpc_keepalive_time": _duration(config.grpc_keepalive_time_s),
         "grpc_keepalive_timeout": _duration(config.grpc_keepalive_timeout_s),

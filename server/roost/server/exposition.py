@@ -31,6 +31,18 @@ class Histogram:
         self.counts[bisect_left(BUCKETS_S, duration_s)] += 1
         self.sum_s += duration_s
 
+    def observe_many(self, durations_s: Sequence[float]) -> None:
+        """Counts many durations."""
+        counts = self.counts
+        for duration_s in durations_s:
+            counts[bisect_left(BUCKETS_S, duration_s)] += 1
+        self.sum_s += sum(durations_s)
+
+    def observe_same(self, duration_s: float, times: int) -> None:
+        """Counts one duration so many times."""
+        self.counts[bisect_left(BUCKETS_S, duration_s)] += times
+        self.sum_s += times * duration_s
+
     def lines(self, name: str, labels: str = "") -> Iterable[str]:
         """The samples; ``labels`` as ``labels_of`` writes them."""
         comma = "," if labels else ""

@@ -6,6 +6,11 @@ import re
 from collections.abc import Iterable
 
 
+def in_any_case(pattern: re.Pattern[str] | None) -> re.Pattern[str] | None:
+    """The pattern for a transport whose header names have no case."""
+    return pattern and re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
+
+
 def forwarded(pattern: re.Pattern[str], items: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The headers whose name the pattern matches anywhere, as parameters.
 

@@ -6,6 +6,7 @@ There is no I/O here. Whatever the bytes, decoding raises nothing but ``InvalidA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -98,6 +99,7 @@ def read_infer(
         caller=caller,
         priority=parameters.priority,
         traceparent=traceparent,
+        timeout_s=parameters.timeout_s if parameters.timeout_s < math.inf else 0.0,
     )
     if headers:
         parameters.custom.update(headers)
@@ -141,7 +143,26 @@ def encode_response(response: InferResponse) -> bytes:
     Raises:
         InvalidArgument: If it is larger than a gRPC message can be.
     """
-    return b"".join(_encode_parts(response, _message_of(response))[0])
+    return b"".join(encode_parts(response)[0])
+
+
+def encode_parts(response: InferResponse) -> tuple[list[Buffer], int]:
+    """Encodes a ModelInferResponse: pieces of it, among them the tensors' own memory, and their size.
+
+    Raises:
+        InvalidArgument: If it is larger than a gRPC message can be.
+    """
+    return _encode_parts(response, _message_of(response))
+
+
+def check_response_size(size_bytes: int) -> None:
+    """Refuses what is larger than a gRPC message can be.
+
+    Raises:
+        InvalidArgument: If it is.
+    """
+    if size_bytes + _STREAM_OVERHEAD_BYTES > MAX_RESPONSE_BYTES:
+        raise InvalidArgument(f"a response of {size_bytes} bytes is over gRPC's limit of {MAX_RESPONSE_BYTES}")
 
 
 def encode_stream_response(response: InferResponse) -> bytes:
@@ -196,8 +217,7 @@ def _encode_parts(response: InferResponse, message: pb.ModelInferResponse) -> tu
         size_bytes += len(header) + length
     parts[0] = message.SerializeToString()
     size_bytes += len(parts[0])
-    if size_bytes + _STREAM_OVERHEAD_BYTES > MAX_RESPONSE_BYTES:
-        raise InvalidArgument(f"a response of {size_bytes} bytes is over gRPC's limit of {MAX_RESPONSE_BYTES}")
+    check_response_size(size_bytes)
     return parts, size_bytes
 
 

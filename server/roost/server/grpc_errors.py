@@ -125,16 +125,11 @@ def _is_no_ended_call(record: logging.LogRecord) -> bool:
 async def abort(context: Any, error: RoostError, status: grpc.StatusCode | None = None) -> NoReturn:
     """Ends a call with the status of an error, or another one.
 
-    A call whose own deadline is over is ended by its client too, at the same moment: both give the same status and
-    words, or it would be chance what a program has to look for.
-
     Raises:
         grpc.aio.AbortError: Always, but for the next; grpc.aio wants to see it, so nobody may catch it.
         CancelledError: If the call has ended already.
     """
-    status, details = status or status_of(error), details_of(error)
-    if error.code is Code.DEADLINE_EXCEEDED and _is_overdue(context):
-        status, details = grpc.StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded: {details}"
+    status, details = ending_of(error, status or status_of(error), context.time_remaining())
     try:
         await context.abort(status, details, trailing_metadata_of(error))
     except grpc.aio.InternalError:
@@ -143,6 +138,18 @@ async def abort(context: Any, error: RoostError, status: grpc.StatusCode | None 
     raise AssertionError("a call went on after its abort")
 
 
-def _is_overdue(context: Any) -> bool:
-    remaining_s = context.time_remaining()
-    return remaining_s is not None and remaining_s <= _TIMER_SLACK_S
+def ending_of(error: RoostError, status: grpc.StatusCode, remaining_s: float | None) -> tuple[grpc.StatusCode, str]:
+    """The status and words that a call ends with.
+
+    A call whose own deadline is over is ended by its client too, at the same moment: both give the same status and
+    words, or it would be chance what a program has to look for.
+
+    Args:
+        error: Why it ends.
+        status: The error's status.
+        remaining_s: Until the call's own deadline; None if it has none.
+    """
+    details = details_of(error)
+    if error.code is Code.DEADLINE_EXCEEDED and remaining_s is not None and remaining_s <= _TIMER_SLACK_S:
+        return grpc.StatusCode.DEADLINE_EXCEEDED, f"Deadline Exceeded: {details}"
+    return status, details

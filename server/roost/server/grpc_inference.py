@@ -11,6 +11,7 @@ from roost.server import grpc_codec as codec
 from roost.server import grpc_messages as messages
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_calls import Calls, Handlers, header_of
+from roost.server.grpc_plain import InferCodec
 from roost.server.grpc_receive import ReceiveGate
 
 
@@ -22,13 +23,22 @@ class InferenceCalls:
         calls: Makes the handlers.
         gate: Receives messages that may be large.
         control_gate: Receives the others.
+        infer_codec: Reads and writes the messages of inference.
     """
 
-    def __init__(self, data_plane: DataPlane, calls: Calls, gate: ReceiveGate, control_gate: ReceiveGate) -> None:
+    def __init__(
+        self,
+        data_plane: DataPlane,
+        calls: Calls,
+        gate: ReceiveGate,
+        control_gate: ReceiveGate,
+        infer_codec: InferCodec,
+    ) -> None:
         self._data_plane = data_plane
         self._calls = calls
         self._gate = gate
         self._control_gate = control_gate
+        self._codec = infer_codec
 
     def handlers(self) -> Handlers:
         """The methods by name."""
@@ -70,7 +80,7 @@ class InferenceCalls:
         remaining_s = context.time_remaining()
         if remaining_s is not None:
             timeout_s = min(timeout_s, time.monotonic() - arrived + remaining_s)
-        request = codec.decode_infer(
+        request = self._codec.decode_infer(
             raw,
             arrived,
             timeout_s,
@@ -81,7 +91,7 @@ class InferenceCalls:
         response = await self._data_plane.infer(request)
         kept = [response]  # its memory stays charged until it was sent
         context.add_done_callback(lambda _: kept.clear())
-        return codec.encode_response(response)
+        return self._codec.encode_response(response)
 
 
 class RepositoryCalls:

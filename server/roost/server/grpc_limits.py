@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import grpc
+from roost.server.values import GrpcTransport
+
+log = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
 
@@ -43,8 +47,10 @@ class GrpcLimits:
         min_client_ping_interval_s: Clients without calls that ping more often are cut off.
         max_ping_strikes: How many such pings are forgiven; 0 for any number.
         max_connection_age_s: Connections are asked to end after this time; None for never.
-        max_connection_age_grace_s: How long calls in flight then have before the connection is cut; None for ever. The
-            only thing that ends a call whose client does not read its answer.
+        max_connection_age_grace_s: How long calls in flight then have before the connection is cut; None for ever. On
+            grpcio the only thing that ends a call whose client does not read its answer.
+        write_timeout_s: How long a client may take to read an answer, but for those of streams; not on grpcio.
+        transport: What serves: ``native``, ``grpcio`` or, with ``auto``, native unless a setting needs grpcio.
     """
 
     max_message_bytes: int = 64 * 2**20
@@ -64,6 +70,19 @@ class GrpcLimits:
     max_ping_strikes: int = 2
     max_connection_age_s: float | None = None
     max_connection_age_grace_s: float | None = None
+    write_timeout_s: float = 60.0
+    transport: GrpcTransport = "auto"
+
+    def lacking(self) -> str | None:
+        """The setting that the native transport does not have; None if it has all."""
+        return None if self.response_compression == "none" else "--grpc-infer-response-compression"
+
+    def use_native(self) -> bool:
+        """Whether the native transport serves, and a line in the log if it was to be but can't."""
+        lacking = self.lacking()
+        if lacking is not None and self.transport != "grpcio":
+            log.warning("gRPC is served by grpcio, since the native transport does not have %s", lacking)
+        return lacking is None and self.transport != "grpcio"
 
     def compression(self) -> grpc.Compression | None:
         """The compression of responses as grpc knows it."""

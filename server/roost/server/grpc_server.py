@@ -1,4 +1,4 @@
-"""The gRPC transport on grpc.aio: opens a port, and hands each call to the data plane as plain values.
+"""The gRPC server: makes the methods, and serves them on the native transport or on grpc.aio.
 
 Handlers take and give bytes, so bytes that are no message are answered like any other bad request.
 """
@@ -6,8 +6,9 @@ Handlers take and give bytes, so bytes that are no message are answered like any
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 import grpc.aio
@@ -19,10 +20,14 @@ from roost.server.grpc_extensions import ExtensionCalls
 from roost.server.grpc_health import HEALTH_SERVICE_NAME, HealthService
 from roost.server.grpc_inference import InferenceCalls, RepositoryCalls
 from roost.server.grpc_limits import GrpcLimits
+from roost.server.grpc_native import NativeService, NativeTransport
+from roost.server.grpc_plain import InferCodec
 from roost.server.grpc_receive import ReceiveGate, StreamGate
 from roost.server.grpc_reflection import REFLECTION_SERVICE_NAME, ReflectionService
 from roost.server.grpc_stream import StreamCalls
 from roost.server.transport_options import TransportOptions
+
+log = logging.getLogger(__name__)
 
 # What clients of MLServer call; its messages are Triton's without the parameters.
 MODEL_REPOSITORY_SERVICE_NAME: Final = "inference.model_repository.ModelRepositoryService"
@@ -33,20 +38,68 @@ _REFLECTION_RECEIVES: Final = 4
 _INFLATE_THREADS: Final = 2
 
 
+class Transport(Protocol):
+    """What takes calls from a port to their handlers."""
+
+    def bind(self, host: str, port: int) -> int:
+        """Opens a port, any free one for 0, and returns its number.
+
+        Raises:
+            OSError: If it is taken or the host is not ours.
+        """
+
+    async def start(self) -> None:
+        """Begins to answer."""
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Takes no further calls, waits for those in flight up to ``grace_s``, then cancels the others."""
+
+
+class AioTransport:
+    """grpc.aio as a transport. Implements ``Transport``.
+
+    Args:
+        services: Handlers by service and method.
+        limits: Limits and transport settings.
+    """
+
+    def __init__(self, services: dict[str, Handlers], limits: GrpcLimits) -> None:
+        log_ended_calls_quietly()
+        self._server = grpc.aio.server(options=limits.channel_arguments(), compression=limits.compression())
+        for name, handlers in services.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+    def bind(self, host: str, port: int) -> int:
+        """See ``Transport``."""
+        try:
+            bound: int = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        return bound
+
+    async def start(self) -> None:
+        """See ``Transport``."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float | None) -> None:
+        """See ``Transport``."""
+        await self._server.stop(grace_s)
+
+
 class GrpcServer:
     """A gRPC server that is built, then bound, then started, then stopped.
 
     Args:
-        server: The grpc.aio server with its handlers.
+        transport: Takes calls to their handlers.
         streams: The streams of requests, which would hold it up when it stops.
         closing: Set when it stops.
         executor: Threads that end with it.
     """
 
     def __init__(
-        self, server: grpc.aio.Server, streams: StreamCalls, closing: asyncio.Event, executor: ThreadPoolExecutor
+        self, transport: Transport, streams: StreamCalls, closing: asyncio.Event, executor: ThreadPoolExecutor
     ) -> None:
-        self.server = server
+        self.transport = transport
         self._streams = streams
         self._closing = closing
         self._executor = executor
@@ -57,16 +110,15 @@ class GrpcServer:
         Raises:
             OSError: If it is taken or the host is not ours.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound: int = self.server.add_insecure_port(address)
-        except RuntimeError:
+            return self.transport.bind(host, port)
+        except OSError:
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise OSError(f"cannot listen for gRPC on {address}") from None
-        return bound
 
     async def start(self) -> None:
         """Begins to answer."""
-        await self.server.start()
+        await self.transport.start()
 
     async def stop(self, grace_s: float | None) -> None:
         """Takes no further calls, waits for those in flight up to ``grace_s``, then cancels the others.
@@ -75,7 +127,7 @@ class GrpcServer:
         """
         self._closing.set()
         self._streams.drain()
-        await self.server.stop(grace_s)
+        await self.transport.stop(grace_s)
         self._executor.shutdown(wait=False)
 
 
@@ -87,7 +139,7 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
         limits: Limits and transport settings.
         options: What the operator chose besides.
     """
-    log_ended_calls_quietly()
+    options = options or TransportOptions()
     closing = asyncio.Event()
     executor = ThreadPoolExecutor(_INFLATE_THREADS, thread_name_prefix="roost-grpc-inflate")
 
@@ -100,8 +152,8 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
             executor=executor,
         )
 
-    server = grpc.aio.server(options=limits.channel_arguments(), compression=limits.compression())
-    calls = Calls(data_plane, options or TransportOptions())
+    calls = Calls(data_plane, options)
+    codec = InferCodec()
     large, control = gate(limits.max_concurrent_receives), gate(_CONTROL_RECEIVES)
     stream_gate = StreamGate(
         slots=limits.max_concurrent_receives,
@@ -112,20 +164,20 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
     streams = StreamCalls(data_plane, calls, stream_gate, limits)
     repository = RepositoryCalls(data_plane, calls, large, control).handlers()
     inference = (
-        InferenceCalls(data_plane, calls, large, control).handlers()
+        InferenceCalls(data_plane, calls, large, control, codec).handlers()
         | streams.handlers()
         | repository
         | ExtensionCalls(data_plane, calls, control).handlers()
     )
     described = (SERVICE_NAME, HEALTH_SERVICE_NAME, REFLECTION_SERVICE_NAME)
-    _register(server, SERVICE_NAME, inference)
-    _register(server, MODEL_REPOSITORY_SERVICE_NAME, repository)
-    _register(server, HEALTH_SERVICE_NAME, HealthService(data_plane, calls, closing, limits.health_poll_s).handlers())
-    _register(server, REFLECTION_SERVICE_NAME, ReflectionService(described, gate(_REFLECTION_RECEIVES)).handlers())
-    return GrpcServer(server, streams, closing, executor)
-
-
-def _register(server: grpc.aio.Server, service_name: str, handlers: Handlers) -> None:
-    # grpc.aio ignores registered handlers so far, faster transports do not accelerate generic ones: give both.
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, handlers),))
-    server.add_registered_method_handlers(service_name, handlers)
+    services = {
+        SERVICE_NAME: inference,
+        MODEL_REPOSITORY_SERVICE_NAME: repository,
+        HEALTH_SERVICE_NAME: HealthService(data_plane, calls, closing, limits.health_poll_s).handlers(),
+        REFLECTION_SERVICE_NAME: ReflectionService(described, gate(_REFLECTION_RECEIVES)).handlers(),
+    }
+    if not limits.use_native():
+        return GrpcServer(AioTransport(services, limits), streams, closing, executor)
+    paths = {f"/{name}/{method}": handler for name in services for method, handler in services[name].items()}
+    service = NativeService(data_plane, calls, paths, limits, codec, options.compat_triton)
+    return GrpcServer(NativeTransport(service), streams, closing, executor)

@@ -59,16 +59,16 @@ def cut_out(data: bytes, field: int) -> tuple[bytes, list[memoryview]] | None:
 
 def _field_ends(data: bytes, position: int, field: int, is_wanted: bool) -> tuple[int, int] | None:
     """Where the content of the field at ``position`` starts and ends; None if it isn't plain."""
-    tag, position = _read_varint(data, position)
+    tag, position = read_varint(data, position)
     if position < 0 or (tag >> 3 == field and not is_wanted):
         return None
     match tag & 7:
         case 0:
-            end = _read_varint(data, position)[1]
+            end = read_varint(data, position)[1]
         case 1:
             end = position + 8
         case 2:
-            length, body = _read_varint(data, position)
+            length, body = read_varint(data, position)
             end = body + length if body - position <= 5 else -1
             position = body
         case 5:
@@ -78,7 +78,7 @@ def _field_ends(data: bytes, position: int, field: int, is_wanted: bool) -> tupl
     return (position, end) if 0 < position <= end <= len(data) else None
 
 
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """Reads a number and gives the position behind it; the position is -1 if it is cut short or overlong."""
     value = shift = 0
     for at in range(position, min(position + 10, len(data))):

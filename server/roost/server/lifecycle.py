@@ -29,6 +29,7 @@ from roost.core.tasks import in_background
 from roost.core.units import format_bytes
 from roost.core.version import __version__
 from roost.registry_client.repository import LocalRepository
+from roost.router.proof import BatchingMode
 from roost.router.router import Router, router
 from roost.router.store import SqliteStore
 from roost.router.traffic import Traffic, load_routes
@@ -47,7 +48,7 @@ from roost.server.log_settings import LogBook
 from roost.server.logs import configure_logging, set_level
 from roost.server.metrics import Metrics
 from roost.server.openapi import build_document
-from roost.server.rest.app import RestRunner, build_rest_app
+from roost.server.rest.app import RestRunner, build_rest_app, lean_requests
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ async def _serve(
             explicit=config.model_control == "explicit",
             poll_interval_s=config.poll_interval_s,
             overrides_dir=state_dir / "overrides",
+            batching=BatchingMode(config.batching),
         )
         async with running as routing, _data_plane(config, routing) as data_plane:
             _set_budget(config, routing)
@@ -173,10 +175,10 @@ async def _transports(
 ) -> AsyncIterator[dict[str, int]]:
     """Opens all listeners; at the end closes REST and gRPC together, the admin listener after them."""
     shown = routing.shown if config.triton_metrics else None
-    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models, shown)
+    limits = rest_limits(config)
+    rest = build_rest_app(data_plane, limits, rest_options(config))
+    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models, shown, lambda: lean_requests(rest))
     async with AsyncExitStack() as stack:
-        limits = rest_limits(config)
-        rest = build_rest_app(data_plane, limits, rest_options(config))
         admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest))
         await stack.enter_async_context(_site(web.AppRunner(admin, access_log=None), listeners.admin))
         if listeners.metrics is not None:

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from roost.core.version import __version__
-from roost.router.records import RequestRecord
+from roost.router.records import BatchRecord, RequestRecord
 from roost.router.revision import Revision
 from roost.router.states import InstanceState
 from roost.router.stats import ModelStats, Stats
@@ -77,6 +77,16 @@ class _Durations:
         if done or record.compute_s:
             self.compute.observe(record.compute_s)
 
+    def observe_batch(self, batch: BatchRecord) -> None:
+        """Counts the requests of a batch."""
+        self.request.observe_many(batch.total_s)
+        self.queue.observe_many(batch.queue_s)
+        if any(batch.load_wait_s):
+            self.load_wait.observe_many(batch.load_wait_s)
+        else:
+            self.load_wait.observe_same(0.0, batch.count)
+        self.compute.observe_same(batch.compute_s, batch.count)
+
     def by_name(self) -> dict[str, Histogram]:
         """The histograms by the middle of their metric's name."""
         parts = (self.request, self.queue, self.load_wait, self.compute)
@@ -91,6 +101,7 @@ class Metrics:
         view: Makes a view of the mesh, once for each scrape.
         histogram_models: Models that get histograms of their own.
         shown: Yields the revisions that Triton's metrics show; None for none of these metrics.
+        lean_requests: How many requests took REST's lean path.
     """
 
     def __init__(
@@ -99,8 +110,10 @@ class Metrics:
         view: Callable[[], MeshView],
         histogram_models: Sequence[str] = (),
         shown: Callable[[], Iterator[Revision]] | None = None,
+        lean_requests: Callable[[], int] = int,
     ) -> None:
         self._stats = stats
+        self._lean_requests = lean_requests
         self._view = view
         self._shown = shown
         self._usage = MachineUsage()
@@ -111,6 +124,7 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
         stats.on_request = self._on_request
+        stats.on_batch = self._on_batch
         stats.on_load = self._on_load
 
     def _on_request(self, record: RequestRecord) -> None:
@@ -120,6 +134,13 @@ class Metrics:
         own = self._by_model.get(record.name)
         if own is not None:
             own.observe(record)
+
+    def _on_batch(self, batch: BatchRecord) -> None:
+        self._all.observe_batch(batch)
+        self._kserve.observe_batch(batch)
+        own = self._by_model.get(batch.name)
+        if own is not None:
+            own.observe_batch(batch)
 
     def _on_load(self, name: str, load_s: float) -> None:
         self._all.load.observe(load_s)
@@ -154,7 +175,14 @@ class Metrics:
             family("roost_models", "gauge", "Models that the server knows.", [("", view.models)]),
             family("roost_queued_requests", "gauge", "Requests that wait.", [("", view.queued)]),
             family("roost_body_bytes", "gauge", "Bytes of request bodies in the server.", [("", view.body_bytes)]),
+            family("roost_answer_bytes", "gauge", "Bytes of answers not read yet.", [("", view.answer_bytes)]),
             family("roost_body_limit_bytes", "gauge", "Limit of roost_body_bytes.", [("", view.body_limit_bytes)]),
+            family(
+                "roost_rest_lean_requests_total",
+                "counter",
+                "Plain requests over REST, which take less time than others.",
+                [("", self._lean_requests())],
+            ),
             family(
                 "roost_refusals_total",
                 "counter",
@@ -222,6 +250,11 @@ def _worker_families(view: MeshView) -> list[str]:
             "roost_worker_private_bytes",
             "Private memory of a worker as the kernel counts it.",
             [(label, worker.private_bytes) for label, worker in workers],
+        ),
+        gauge(
+            "roost_worker_arena_bytes",
+            "Bytes that tensors take of the memory that a worker shares with the server.",
+            [(label, worker.arena_bytes) for label, worker in workers],
         ),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from roost.router.records import RequestRecord
+from roost.router.records import BatchRecord, RequestRecord
 from roost.server.exposition import Histogram, head, join, labels_of
 
 MAX_MODELS = 100
@@ -33,6 +33,12 @@ class _ModelSteps:
         predict.observe(record.total_s - before_s - after_s)
         postprocess.observe(after_s)
 
+    def observe_batch(self, batch: BatchRecord) -> None:
+        preprocess, predict, postprocess = self.by_step
+        preprocess.observe_many(batch.preprocess_s)
+        predict.observe_many(batch.predict_s)
+        postprocess.observe_same(batch.postprocess_s, batch.count)
+
 
 class KServeHistograms:
     """See the module.
@@ -48,10 +54,14 @@ class KServeHistograms:
 
     def observe(self, record: RequestRecord) -> None:
         """Counts a request that succeeded."""
-        steps = self._by_model.get(record.name)
-        if steps is None:
-            steps = self._steps_of_new(record.name)
-        steps.observe(record)
+        self._steps_of(record.name).observe(record)
+
+    def observe_batch(self, batch: BatchRecord) -> None:
+        """Counts the requests of a batch."""
+        self._steps_of(batch.name).observe_batch(batch)
+
+    def _steps_of(self, name: str) -> _ModelSteps:
+        return self._by_model.get(name) or self._steps_of_new(name)
 
     def _steps_of_new(self, name: str) -> _ModelSteps:
         if self._room:

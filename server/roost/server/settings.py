@@ -13,11 +13,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from roost.server.values import (
     MAX_HISTOGRAM_MODELS,
     AutoSize,
+    AutoSizeOrNone,
     Compression,
     Count,
     CountOrNone,
     Duration,
     Grace,
+    GrpcTransport,
     HistogramModels,
     ModelsOrAll,
     OptionalDuration,
@@ -110,6 +112,15 @@ class Settings(BaseSettings):
         "NAME",
         "Model to make available and load on start with `--model-control explicit`. Give it several times for "
         "several models; `*` means all.",
+    )
+    batching: Annotated[str, BeforeValidator(choice("proven", "declared", "symbolic"))] = _setting(
+        "proven",
+        MODELS,
+        "proven|declared|symbolic",
+        "Which models have their requests run together. With `declared` those whose configuration sets "
+        "`max_batch_size`. With `proven` others as well, once a trial in the background has shown that rows do not "
+        "change each other's answers. With `symbolic` all whose inputs and outputs have an open first dimension, which "
+        "proves nothing. What became of a model is parameter `roost.batching` of its configuration.",
     )
     routes: OptionalPath = _setting(
         None,
@@ -205,6 +216,15 @@ class Settings(BaseSettings):
         "that was not used for the longest time is evicted.",
         shown_default="70 % of the memory limit of the container or else of the machine, less the measured idle use",
     )
+    arena_size: AutoSizeOrNone = _setting(
+        None,
+        MEMORY,
+        "SIZE",
+        "Memory that the server shares with each worker at most, for large tensors on their way to and from models, "
+        "beside `--memory-budget`. It is taken as it is needed and given back when it is not. What does not fit goes "
+        "through a socket, which is slower; 0 is for all of it.",
+        shown_default="an eighth of the memory, at most 1GiB",
+    )
     state_dir: OptionalPath = _setting(
         None,
         MEMORY,
@@ -266,6 +286,13 @@ class Settings(BaseSettings):
         shown_default="half of `--body-budget`, but never less than the largest request",
     )
 
+    grpc_transport: Annotated[GrpcTransport, BeforeValidator(choice("auto", "native", "grpcio"))] = _setting(
+        "auto",
+        GRPC,
+        "auto|native|grpcio",
+        "What serves gRPC: `native` is the server's own HTTP/2, which takes a fraction of the time, `grpcio` the usual "
+        "library. With `auto`, as with `native`, settings that only grpcio has make it grpcio.",
+    )
     grpc_infer_response_compression: Annotated[Compression, BeforeValidator(choice("none", "gzip", "deflate"))] = (
         _setting("none", GRPC, "none|gzip|deflate", "How answers to inference over gRPC are compressed.")
     )

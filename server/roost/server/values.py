@@ -73,6 +73,11 @@ def _grace(value: Any) -> float:
     return _duration(value)
 
 
+def _size_or_none(value: Any) -> int:
+    """A size that may also be nothing at all."""
+    return 0 if not isinstance(value, bool) and value in (0, "0") else _size(value)
+
+
 def _auto(read: Callable[[Any], int]) -> Callable[[Any], int | None]:
     """Lets a setting be ``auto``, which is what it is if nobody sets it."""
     return lambda value: None if value in (None, "auto") else read(value)
@@ -165,6 +170,7 @@ def _histogram_models(value: Any) -> tuple[str, ...]:
 
 
 Compression: TypeAlias = Literal["none", "gzip", "deflate"]
+GrpcTransport: TypeAlias = Literal["auto", "native", "grpcio"]
 Port = Annotated[int, BeforeValidator(_port)]
 OptionalPort = Annotated[int | None, BeforeValidator(_port)]
 Count = Annotated[int, BeforeValidator(_count)]
@@ -172,6 +178,7 @@ CountOrNone = Annotated[int, BeforeValidator(_count_or_none)]
 Workers = Annotated[int | None, BeforeValidator(_auto(_workers))]
 Size = Annotated[int, BeforeValidator(_size)]
 AutoSize = Annotated[int | None, BeforeValidator(_auto(_size))]
+AutoSizeOrNone = Annotated[int | None, BeforeValidator(_auto(_size_or_none))]
 Duration = Annotated[float, BeforeValidator(_duration)]
 OptionalDuration = Annotated[float | None, BeforeValidator(_duration)]
 Grace = Annotated[float, BeforeValidator(_grace)]

@@ -18,18 +18,19 @@ from roost.server.rest.exchange import Exchange
 from roost.server.rest.generate import GenerateHandler
 from roost.server.rest.handlers import MetadataHandlers
 from roost.server.rest.infer import InferHandler
+from roost.server.rest.lean import LEAN_PATH, LeanPath
 from roost.server.rest.limits import RestLimits
 from roost.server.rest.paths import MODEL_PATHS
-from roost.server.rest.protocol import RestRunner
 from roost.server.rest.repository import RepositoryHandlers
 from roost.server.rest.routes import Routes
+from roost.server.rest.runner import RestRunner
 from roost.server.rest.settings import SettingsHandlers
 from roost.server.rest.shared_memory import SharedMemoryHandlers
 from roost.server.rest.statistics import StatisticsHandlers
 from roost.server.rest.v1 import V1Handlers, add_v1_routes
 from roost.server.transport_options import TransportOptions
 
-__all__ = ["RestLimits", "RestRunner", "build_rest_app"]
+__all__ = ["RestLimits", "RestRunner", "build_rest_app", "lean_requests"]
 
 _NO_OPTIONS = TransportOptions()
 
@@ -44,6 +45,8 @@ def build_rest_app(
     routes = Routes(app, options.restrictions)
     exchange = Exchange(data_plane, reader, offload, options.forward_headers, limits.write_timeout_s)
     _add_inference(routes, InferHandler(exchange), GenerateHandler(exchange))
+    if "inference" not in options.restrictions.rules:
+        app[LEAN_PATH] = LeanPath(data_plane, limits, options)
     add_v1_routes(routes, V1Handlers(exchange))
     _add_metadata(routes, MetadataHandlers(data_plane))
     _add_statistics(routes, StatisticsHandlers(data_plane, offload, limits.write_timeout_s))
@@ -61,6 +64,11 @@ def build_rest_app(
 
     app.cleanup_ctx.append(stop_threads)
     return app
+
+
+def lean_requests(app: web.Application) -> int:
+    """How many requests took the lean path."""
+    return app[LEAN_PATH].served if LEAN_PATH in app else 0
 
 
 def _add_inference(routes: Routes, infer: InferHandler, generate: GenerateHandler) -> None:

@@ -71,6 +71,10 @@ class Body:
             raise Refusal(429, error.message, headers=headers, close=True, limit=error.limit) from None
         self._held_bytes += size_bytes
 
+    def take_over(self, size_bytes: int) -> None:
+        """Holds from now on what someone else has taken of the budget."""
+        self._held_bytes += size_bytes
+
     def give_back(self, size_bytes: int) -> None:
         """Gives a part back early."""
         self._held_bytes -= size_bytes

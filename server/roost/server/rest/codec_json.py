@@ -247,7 +247,7 @@ def flatten(name: str, data: list[Any]) -> tuple[list[Any], set[type]]:
             lengths.update(map(len, piece))
         if len(lengths) > 1:
             raise MalformedRequest(f"unable to parse 'data' of input '{name}': arrays of unequal length")
-        data = _join(data, lengths.pop())
+        data = join_arrays(data, lengths.pop())
         kinds = _kinds(data)
     return data, kinds
 
@@ -261,7 +261,7 @@ def _kinds(elements: list[Any]) -> set[type]:
     return kinds
 
 
-def _join(arrays: list[list[Any]], length: int) -> list[Any]:
+def join_arrays(arrays: list[list[Any]], length: int) -> list[Any]:
     """The elements of arrays of one length."""
     if len(arrays) == 1:
         return arrays[0]

@@ -17,7 +17,7 @@ from roost.core.tensors import Parameters, Tensor, to_array, unpack_bytes
 from roost.server.rest.codec_json import SLICE_ELEMENTS
 
 # From here on Python and the fast writer write exponents, from there on Triton does.
-_EXPONENT_FROM, _EXPONENT_FROM_EVERYWHERE = 1e16, 1e21
+EXPONENT_FROM, _EXPONENT_FROM_EVERYWHERE = 1e16, 1e21
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -63,7 +63,7 @@ def _write_piece(elements: Any) -> bytes:
 def _is_plain(array: npt.NDArray[Any]) -> bool:
     """Whether the fast writer writes the elements as the protocol has them: it knows no NaN, and 1e16 is no 1e+16."""
     # One reduction for all of it, since NaN is the maximum wherever it is.
-    return array.dtype.kind != "f" or not array.size or bool(np.maximum.reduce(np.abs(array)) < _EXPONENT_FROM)
+    return array.dtype.kind != "f" or not array.size or bool(np.maximum.reduce(np.abs(array)) < EXPONENT_FROM)
 
 
 def _write_slowly(elements: npt.NDArray[Any]) -> bytes:
@@ -71,7 +71,7 @@ def _write_slowly(elements: npt.NDArray[Any]) -> bytes:
 
 
 def _write_float(value: float) -> str:
-    if _EXPONENT_FROM <= abs(value) < _EXPONENT_FROM_EVERYWHERE:
+    if EXPONENT_FROM <= abs(value) < _EXPONENT_FROM_EVERYWHERE:
         # The shortest digits that mean the value, and zeros; not all the digits that it has.
         return f"{Decimal(repr(value)):f}.0"
     text = repr(value)
@@ -93,8 +93,13 @@ def json_numbers(tensor: Tensor) -> npt.NDArray[Any]:
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if array.dtype.kind != "f":
         return array if array.flags.aligned else array.copy()
-    # Widened, because clients expect the digits of the double that a float32 becomes.
-    return array.astype(np.float64)
+    return widened(array)
+
+
+def widened(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Floats as doubles, because clients expect the digits of the double that a float32 becomes."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return array.astype(np.float64)
 
 
 def _json_strings(tensor: Tensor) -> list[str]:

@@ -66,8 +66,7 @@ def request_parameters(
     for key, item in parameters.items():
         _check_parameter(key, item)
         if key == "timeout":
-            if item:
-                context.deadline = min(context.deadline, context.received + item / 1e6)
+            set_timeout(item, context)
         elif key == "priority":
             context.priority = item
         elif key == "binary_data_output":
@@ -75,6 +74,13 @@ def request_parameters(
         else:
             rest[key] = item
     return rest, binary
+
+
+def set_timeout(timeout_us: int, context: RequestContext) -> None:
+    """Brings the deadline closer, unless the timeout is 0."""
+    if timeout_us:
+        context.timeout_s = timeout_us / 1e6
+        context.deadline = min(context.deadline, context.received + context.timeout_s)
 
 
 def _check_parameter(key: str, item: ParameterValue) -> None:

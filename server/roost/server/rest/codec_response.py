@@ -28,8 +28,14 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> Encod
     Raises:
         InvalidArgument: If an output can't be written as JSON.
     """
+    buffers = write_response(response, request)
+    return headers_of(buffers), buffers
+
+
+def write_response(response: InferResponse, request: RestInferRequest) -> list[Buffer]:
+    """The same without the headers; the first buffer is all of the JSON."""
     document = _head(response, request)
-    in_binary = _binary_outputs(response, request)
+    in_binary = binary_outputs(response, request)
     buffers: list[Buffer] = [b""]
     outputs: list[dict[str, Any]] = []
     for tensor in response.outputs:
@@ -44,15 +50,15 @@ def encode_response(response: InferResponse, request: RestInferRequest) -> Encod
             output["data"] = json_elements(tensor)
         outputs.append(output)
     document["outputs"] = outputs
-    head = buffers[0] = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return _headers(len(head), len(buffers) > 1), buffers
+    buffers[0] = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return buffers
 
 
 def large_outputs(response: InferResponse, request: RestInferRequest) -> list[Tensor]:
     """The outputs to be written as JSON if that is much work for the event loop's thread, else none."""
     if not is_large(response):
         return []
-    elsewhere = _binary_outputs(response, request) | response.in_regions
+    elsewhere = binary_outputs(response, request) | response.in_regions
     tensors = [tensor for tensor in response.outputs if tensor.name not in elsewhere]
     return tensors if sum(map(_weight, tensors)) > _LARGE_ELEMENTS else []
 
@@ -81,7 +87,7 @@ def encode_large_response(
         request: Its request.
         written: The outputs that are in JSON, in order, as ``write_outputs`` gave them.
     """
-    in_binary = _binary_outputs(response, request)
+    in_binary = binary_outputs(response, request)
     buffers: list[Buffer] = [orjson.dumps(_head(response, request))[:-1] + b',"outputs":[']
     binary: list[Buffer] = []
     data = iter(written)
@@ -118,7 +124,8 @@ def _head(response: InferResponse, request: RestInferRequest) -> dict[str, Any]:
     return document
 
 
-def _binary_outputs(response: InferResponse, request: RestInferRequest) -> set[str]:
+def binary_outputs(response: InferResponse, request: RestInferRequest) -> set[str]:
+    """The names of the outputs that the client wants as bytes behind the JSON."""
     if request.binary_by_default and not request.outputs:
         return {tensor.name for tensor in response.outputs}
     return {output.name for output in request.outputs if output.binary}
@@ -137,6 +144,11 @@ def _describe(tensor: Tensor, is_binary: bool) -> dict[str, Any]:
     if parameters:
         output["parameters"] = parameters
     return output
+
+
+def headers_of(buffers: Sequence[Buffer]) -> dict[str, str]:
+    """The headers of a successful answer whose JSON is in the first buffer."""
+    return _headers(len(buffers[0]), len(buffers) > 1)
 
 
 def _headers(json_bytes: int, has_binary: bool) -> dict[str, str]:

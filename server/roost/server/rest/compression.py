@@ -119,16 +119,25 @@ class Inflater:
 
 async def compress(buffers: Sequence[Buffer], coding: str, offload: Offload) -> list[Buffer]:
     """Compresses the buffers of an answer into new ones; large answers in threads."""
+    small = compress_small(buffers, coding)
+    if small is not None:
+        return [small]
+    compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
+    pieces: list[Buffer] = [await offload.run(None, compressor.compress, step) for step in slices(buffers, STEP_BYTES)]
+    pieces.append(await offload.run(None, compressor.flush))
+    return [piece for piece in pieces if piece]
+
+
+def compress_small(buffers: Sequence[Buffer], coding: str) -> bytes | None:
+    """Compresses the buffers of an answer; None if that takes long."""
     size = sum(map(len, buffers))
+    if size > _INLINE_BYTES:
+        return None
     if size <= _SMALL_BYTES:
         compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _SMALL_WINDOW_BITS[coding], _SMALL_MEMORY_LEVEL)
     else:
         compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[coding])
-    if size <= _INLINE_BYTES:
-        return [b"".join([*map(compressor.compress, buffers), compressor.flush()])]
-    pieces: list[Buffer] = [await offload.run(None, compressor.compress, step) for step in slices(buffers, STEP_BYTES)]
-    pieces.append(await offload.run(None, compressor.flush))
-    return [piece for piece in pieces if piece]
+    return b"".join([*map(compressor.compress, buffers), compressor.flush()])
 
 
 def slices(buffers: Sequence[Buffer], size_bytes: int) -> Iterator[memoryview]:

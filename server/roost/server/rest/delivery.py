@@ -20,8 +20,8 @@ from roost.server.rest.protocol import RestProtocol
 _log = logging.getLogger(__name__)
 
 # Less than what a transport buffers before it pauses (64 KiB): such an answer on an idle connection can't block.
-_SMALL_BYTES = 32 * 1024
-_SLICE_BYTES = 256 * 1024
+SMALL_BYTES = 32 * 1024
+SLICE_BYTES = 256 * 1024
 
 
 async def send(
@@ -32,7 +32,7 @@ async def send(
     A client that went away or reads too slowly ends the connection, not the caller.
     """
     size = sum(map(len, buffers))
-    if size <= _SMALL_BYTES:
+    if size <= SMALL_BYTES:
         body = buffers[0] if len(buffers) == 1 else b"".join(buffers)
         return await send_small(request, web.Response(body=body, headers=headers), write_timeout_s)
     response = web.StreamResponse(headers=headers)
@@ -46,7 +46,7 @@ async def send(
     try:
         async with asyncio.timeout(write_timeout_s):
             await response.prepare(request)
-        for piece in slices(buffers, _SLICE_BYTES):
+        for piece in slices(buffers, SLICE_BYTES):
             async with asyncio.timeout(write_timeout_s):
                 await response.write(piece)
                 await request.writer.drain()
@@ -68,7 +68,7 @@ async def send_small(request: web.Request, response: web.Response, write_timeout
         if (
             transport is not None
             and not transport.get_write_buffer_size()
-            and (response.content_length or 0) <= _SMALL_BYTES
+            and (response.content_length or 0) <= SMALL_BYTES
         ):
             await response.prepare(request)
             await response.write_eof()
@@ -112,7 +112,7 @@ class EventStream:
 
     async def send(self, text: bytes) -> None:
         """Sends one event; waits while the client is behind by more than what a connection buffers."""
-        for piece in slices([b"data: %b\n\n" % text], _SLICE_BYTES):
+        for piece in slices([b"data: %b\n\n" % text], SLICE_BYTES):
             await self._bounded(self._write(piece))
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from roost.core.metadata import ModelMetadata
 from roost.core.requests import InferRequest, RequestContext
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
-from roost.server.forwarding import forwarded
+from roost.server.forwarding import forwarded, in_any_case
 from roost.server.offload import Offload
 from roost.server.rest import compression, delivery
 from roost.server.rest.body import Body, BodyReader
@@ -50,9 +50,7 @@ class Exchange:
         self.offload = offload
         self.write_timeout_s = write_timeout_s
         self._reader = reader
-        self._forwarded_names = forward_headers and re.compile(
-            forward_headers.pattern, forward_headers.flags | re.IGNORECASE
-        )
+        self._forwarded_names = in_any_case(forward_headers)
 
     def body(self) -> Body:
         """An empty body, to be held until the answer is out."""
