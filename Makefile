@@ -18,13 +18,17 @@ TEST_STAMP := .venv/.installed-test
 CLIENTS := .venv/clients
 CLIENTS_STAMP := .venv/.installed-clients
 
+# locust patches the standard library when it is imported, which is nothing for the environment that tests run in.
+LOCUST := .venv/locust
+LOCUST_STAMP := .venv/.installed-locust
+
 # The lines of pip's output that show something is moving.
 PROGRESS := sed -un -e 's/^ *Downloading \([^ ]*\) (\(.* [MG]B\))$$/  \1  \2/p' -e 's/^Installing collected.*/  installing.../p'
 
-.PHONY: help install run test fuzz lint type proto bench
+.PHONY: help install run test fuzz lint type proto bench bench-many bench-open bench-shm bench-memory bench-steps locust
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 install: $(TEST_STAMP) $(CLIENTS_STAMP) ## everything for working on Roost, in .venv
 
@@ -55,8 +59,26 @@ type: $(TEST_STAMP) ## mypy --strict on packages and tests
 proto: $(TEST_STAMP) ## regenerate what is derived from proto/inference
 	$(BIN)/python -m roost.proto.generate
 
-bench: $(TEST_STAMP) ## many models in little memory (ARGS=... goes to the script)
+bench: $(TEST_STAMP) ## Roost beside Triton, mosec, MLServer and KServe (ARGS=--help: options)
+	$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-many: $(TEST_STAMP) ## many models in little memory (ARGS=--help: options)
 	$(BIN)/python loadtests/many_models.py $(ARGS)
+
+bench-open: $(TEST_STAMP) ## open loop: knees, overload and refusals beside peers (ARGS=--help: options)
+	$(BIN)/python -m loadtests.bench_open $(ARGS)
+
+bench-shm: $(TEST_STAMP) ## a large tensor through a client's shared memory
+	$(BIN)/python -m loadtests.client_shm $(ARGS)
+
+bench-memory: $(TEST_STAMP) ## what a million requests leave behind
+	$(BIN)/python -m loadtests.memory_growth $(ARGS)
+
+bench-steps: $(TEST_STAMP) ## where the CPU time of a request goes, by step
+	$(BIN)/python -m loadtests.steps $(ARGS)
+
+locust: $(LOCUST_STAMP) ## locust against a server that runs (ARGS="--host http://127.0.0.1:8080 --grpc-address ...")
+	$(LOCUST)/bin/python -m locust --locustfile loadtests/locustfile.py $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -81,4 +103,10 @@ $(CLIENTS_STAMP): tests/conformance/clients.txt | $(TEST_STAMP)
 	@$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
 	@$(BIN)/pip --disable-pip-version-check --python $(CLIENTS)/bin/python install --no-deps --no-compile --ignore-requires-python \
 		-r $< | $(PROGRESS)
+	@touch $@
+
+$(LOCUST_STAMP): pyproject.toml | $(BIN)/python
+	@echo 'Installing locust into $(LOCUST)'
+	@$(PYTHON) -m venv --clear $(LOCUST)
+	@$(LOCUST)/bin/pip install --disable-pip-version-check -e '.[load]' | $(PROGRESS)
 	@touch $@
