@@ -11,9 +11,27 @@ from tests.models import tensor_info, write_dummy, write_garbage, write_graph, w
 from tests.server import RoostServer, started
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
-    """A server with many models.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what another transport of gRPC makes no difference to."""
+    items[:] = [item for item in items if not (_transport_of(item) == "grpcio" and "grpc" not in _kind_of(item))]
+
+
+def _transport_of(item: pytest.Item) -> str:
+    return (
+        str(item.callspec.params.get("server", ""))
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else ""
+    )
+
+
+def _kind_of(item: pytest.Item) -> str:
+    assert isinstance(item, pytest.Function)
+    return str(item.callspec.params.get("kind", "grpc"))
+
+
+@pytest.fixture(scope="session", params=["native", "grpcio"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
+    """A server with many models, once for each transport of gRPC.
 
     ``simple`` in two versions, ``batched``, a model for each datatype that echoes its input, ``columns`` (two INT32
     columns come back), ``broken``, ``slow``, ``simple_string``, ``simple_identity``, ``labelled`` (FP32 comes back, its
@@ -43,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoostServer]:
     write_identity(models / "simple_identity" / "1" / "model.onnx", "BYTES", (-1, 16))
     write_many(models / "many")
     write_labelled(models / "labelled")
-    flags = ("--workers", "1", "--server-name", "conforming", "--allow-client-shm")
+    flags = ("--workers", "1", "--server-name", "conforming", "--allow-client-shm", "--grpc-transport", request.param)
     with started(models, folder / "run", *flags) as running:
         yield running
 

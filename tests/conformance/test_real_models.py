@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from roost.runtimes.proof.prove import Verdict, prove
+from roost.runtimes.protocol import LoadSpec
 from roost.server.demo.repository import MAGIKA, SILERO, build_repository
 from roost.server.demo.vad_client import CHUNK_SAMPLES, CONTEXT_SAMPLES, first_state
 
@@ -52,6 +54,15 @@ async def test_real_models(real_server: RoostServer, kind: str, model: str) -> N
         result = await client.infer(model, inputs)
         for name, array in zip(names, expected, strict=True):
             np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "verdict"),
+    [(MAGIKA, Verdict(32)), (SILERO, Verdict(0, "input 'state' has a fixed first dimension"))],
+)
+def test_which_of_them_may_be_batched(real_server: RoostServer, model: str, verdict: Verdict) -> None:
+    path = real_server.repository / model / "1" / "model.onnx"
+    assert prove(LoadSpec(str(path), str(path.parent)), max_rows=32, budget_s=120) == verdict
 
 
 @every_client

@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from tests.integration.grpc_place import serving
+from tests.integration import grpc_place
 from tests.unit.grpc_fakes import FakeDataPlane
 
 
@@ -24,8 +24,16 @@ async def plane() -> FakeDataPlane:
     return FakeDataPlane()
 
 
+@pytest.fixture(params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What serves gRPC in ``grpc_place``."""
+    name: str = request.param
+    monkeypatch.setattr(grpc_place, "TRANSPORT", name)
+    return name
+
+
 @pytest.fixture
-async def served(plane: FakeDataPlane) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
+async def served(plane: FakeDataPlane, transport: str) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
     """The port of a gRPC server, and a channel to it."""
-    async with serving(plane) as place:
+    async with grpc_place.serving(plane) as place:
         yield place

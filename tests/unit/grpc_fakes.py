@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
-from roost.core.errors import AlreadyExists, InvalidArgument, Limit, NotFound
+from roost.core.errors import AlreadyExists, InvalidArgument, Limit, NotFound, RoostError
 from roost.core.metadata import IndexEntry, ModelMetadata, ServerMetadata
-from roost.core.requests import InferRequest, InferResponse
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.core.statistics import InferStatistics, ModelStatistics, StatisticDuration
 from roost.core.tensors import Tensor, TensorSpec
 from roost.proto import model_config_pb2 as mc
@@ -82,8 +83,30 @@ class NoGpu:
         return
 
 
+class FakeTicket:
+    """A request that was begun, answered as ``infer`` does on a later turn of the loop."""
+
+    def __init__(self, answer: Coroutine[Any, Any, InferResponse], done: Done) -> None:
+        self._done: Done | None = done
+        self._task = asyncio.get_running_loop().create_task(answer)
+        self._task.add_done_callback(self._settle)
+
+    def cancel(self) -> None:
+        self._done = None
+        self._task.cancel()
+
+    def _settle(self, task: asyncio.Task[InferResponse]) -> None:
+        if self._done is None:
+            return
+        error = task.exception()
+        assert error is None or isinstance(error, RoostError)
+        self._done(error or task.result())
+
+
 class FakeDataPlane:
     """One model named ``echo``; ``on_infer``, ``on_stream`` and ``ready`` may be set at any time.
+
+    ``begun`` counts the requests that ``begin`` took, which it does while ``may_begin``.
 
     ``in_flight`` counts requests of streams; ``on_stream`` is what decoupled models do, without it streams have
     ordinary ones.
@@ -98,6 +121,8 @@ class FakeDataPlane:
         self.on_infer: Callable[[InferRequest], Awaitable[InferResponse]] = echo
         self.on_stream: Callable[[InferRequest], AsyncGenerator[InferResponse, None]] | None = None
         self.in_flight = 0
+        self.may_begin = True
+        self.begun = 0
         self.requests: list[InferRequest] = []
         self.loaded: list[tuple[str, RepositoryParameters]] = []
         self.unloaded: list[tuple[str, RepositoryParameters]] = []
@@ -129,6 +154,13 @@ class FakeDataPlane:
     async def model_config(self, name: str, version: str = "") -> mc.ModelConfig:
         self._check(name)
         return mc.ModelConfig(name=name, backend="onnxruntime", max_batch_size=8)
+
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        if not self.may_begin or request.regions:
+            return None
+        self._check(request.model_name)
+        self.begun += 1
+        return FakeTicket(self.infer(request), done)
 
     async def infer(self, request: InferRequest) -> InferResponse:
         self._check(request.model_name)

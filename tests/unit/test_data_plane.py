@@ -7,16 +7,24 @@ import contextlib
 import gc
 import time
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from roost.core.errors import Code, Internal, InvalidArgument, NotFound, ResourceExhausted, RoostError
-from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
+from roost.core.requests import (
+    Done,
+    InferRequest,
+    InferResponse,
+    RegionSlice,
+    RequestContext,
+    RequestedOutput,
+    Ticket,
+)
 from roost.core.tensors import Tensor
-from roost.router.records import RequestRecord
+from roost.router.records import RequestRecord, record_of
 from roost.router.router import Router
 from roost.server.client_memory import ClientMemory
 from roost.server.data_plane import EXTENSIONS, RouterDataPlane
@@ -28,9 +36,13 @@ LARGE = 3 << 20
 class Counts:
     def __init__(self) -> None:
         self.codes: list[Code | None] = []
+        self.on_end: Callable[[InferRequest, RequestRecord], None] | None = None
 
-    def record(self, record: RequestRecord) -> None:
+    def finished(self, request: InferRequest, error: RoostError | Code | None) -> None:
+        record = record_of(request.context, error)
         self.codes.append(record.code)
+        assert self.on_end is not None
+        self.on_end(request, record)
 
 
 class EchoRouter:
@@ -41,6 +53,12 @@ class EchoRouter:
         self.ready = True
         self.began = asyncio.Event()
         self.loads: list[tuple[Any, ...]] = []
+
+    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+        return None
+
+    def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
+        return None
 
     async def infer(self, request: InferRequest) -> InferResponse:
         async with aclosing(self.infer_stream(request)) as responses:

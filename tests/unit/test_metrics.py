@@ -55,10 +55,10 @@ def busy_view() -> MeshView:
         InstanceView("c", "1", "loading", 7 * MIB, 0, 0.0),
     )
     workers = (
-        WorkerView(0, "onnx", "cpu", "up", 77, 1, 0, 1, 60 * MIB, instances),
+        WorkerView(0, "onnx", "cpu", "up", 77, 1, 0, 1, 60 * MIB, instances, 5 * MIB),
         WorkerView(1, "onnx", "cpu", "down", 78, 2, 3, 0, 0, ()),
     )
-    return MeshView(True, 12, 4, 3 * MIB, 64 * MIB, (DeviceView("cpu", 100 * MIB, 32 * MIB, 7 * MIB),), workers)
+    return MeshView(True, 12, 4, 3 * MIB, 64 * MIB, (DeviceView("cpu", 100 * MIB, 32 * MIB, 7 * MIB),), workers, MIB)
 
 
 async def test_counters_by_model_version_and_code() -> None:
@@ -104,6 +104,7 @@ async def test_gauges_of_devices_and_workers() -> None:
         ("roost_models", ()): 12,
         ("roost_queued_requests", ()): 4,
         ("roost_body_bytes", ()): 3 * MIB,
+        ("roost_answer_bytes", ()): MIB,
         ("roost_device_budget_bytes", (("device", "cpu"),)): 100 * MIB,
         ("roost_device_used_bytes", (("device", "cpu"),)): 32 * MIB,
         ("roost_device_reserved_bytes", (("device", "cpu"),)): 7 * MIB,
@@ -111,6 +112,7 @@ async def test_gauges_of_devices_and_workers() -> None:
         ("roost_worker_up", (("worker", "1"),)): 0,
         ("roost_worker_restarts_total", (("worker", "1"),)): 3,
         ("roost_worker_private_bytes", (("worker", "0"),)): 60 * MIB,
+        ("roost_worker_arena_bytes", (("worker", "0"),)): 5 * MIB,
         ("roost_resident_models", (("worker", "0"),)): 2,
         ("roost_resident_bytes", (("device", "cpu"), ("worker", "0"))): 25 * MIB,
         ("roost_model_resident_bytes", (("model", "a"), ("version", "1"), ("worker", "0"))): 20 * MIB,

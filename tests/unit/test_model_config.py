@@ -112,14 +112,26 @@ class TestParsing:
             ("version_policy { specific { versions: [1, 0] } }", "versions must be positive, not 0"),
             (
                 "dynamic_batching { preferred_batch_size: 2 }",
-                "preferred_batch_size 2 is not from 1 to max_batch_size 0",
+                "preferred size must be <= max batch size 0, not 2",
             ),
-            ("dynamic_batching { priority_levels: 2 }", "default_priority_level 0 is not from 1"),
+            (
+                "max_batch_size: 2 dynamic_batching { preferred_batch_size: 0 }",
+                "preferred size must be positive, not 0",
+            ),
+            ("dynamic_batching { priority_levels: 2 }", r"default priority level must be in range \[1, 2\], not 0"),
             (
                 "dynamic_batching { priority_levels: 2 default_priority_level: 1 preserve_ordering: true }",
-                "preserve_ordering",
+                "Only one priority level is allowed when 'preserve_ordering' is true",
             ),
-            ("dynamic_batching { priority_queue_policy { key: 3 value { } } }", "priority_queue_policy 3"),
+            (
+                "dynamic_batching { preserve_ordering: true "
+                "default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 1 } }",
+                "can not have DELAY as timeout action when 'preserve_ordering' is true",
+            ),
+            (
+                "dynamic_batching { priority_queue_policy { key: 3 value { } } }",
+                r"priority queue policy must have priority level in range \[1, 0\], not 3",
+            ),
             ("instance_group { count: -1 }", "count is -1"),
             ("instance_group { kind: KIND_GPU }", "instance_group: KIND_GPU asks for a GPU, which is not supported"),
             ("instance_group { } instance_group { gpus: [0, 1] }", "instance_group: gpus asks for a GPU"),
@@ -194,7 +206,7 @@ class TestFields:
             ("instance_group { count: 1 kind: KIND_CPU }", ()),
             (
                 "instance_group { count: 2 } instance_group { count: 3 profile: '1' }",
-                ("instance_group.count", "instance_group.profile"),
+                ("instance_group.profile",),
             ),
             ("response_cache { }", ()),
             ("response_cache { enable: true }", ("response_cache",)),

@@ -24,6 +24,7 @@ def test_all_parameters() -> None:
             "roost.max_copies": "3",
             "roost.priority": "-5",
             "roost.labels": "team=vision, tier=gold,empty=",
+            "roost.batching": " Off ",
         }
     )
     assert policy == ModelPolicy(
@@ -33,7 +34,15 @@ def test_all_parameters() -> None:
         max_copies=3,
         priority=-5,
         labels={"team": "vision", "tier": "gold", "empty": ""},
+        batching=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "batching"), [("on", True), ("off", False), ("auto", None), ("proven: up to 32 rows", None)]
+)
+def test_batching_is_said_or_found_out(text: str, batching: bool | None) -> None:
+    assert ModelPolicy.from_parameters({"roost.batching": text}).batching is batching
 
 
 @pytest.mark.parametrize(
@@ -45,6 +54,8 @@ def test_all_parameters() -> None:
         ("memory_bytes", "9" * 400),
         ("memory_bytes", "1" + " " * 70 + "junk"),
         ("memory_bytes", "4096TiB"),
+        ("batching", "perhaps"),
+        ("batching", ""),
         ("pin", "maybe"),
         ("pin", ""),
         ("min_copies", "-1"),

@@ -52,6 +52,7 @@ def test_defaults(folder: Path) -> None:
     assert config.model_control == "none"
     assert config.workers == 3
     assert config.memory_budget_bytes is None
+    assert config.arena_bytes == 2**27
     assert config.state_dir == Path("/home/me/.local/state/roost")
     assert (config.request_timeout_s, config.load_timeout_s, config.drain_timeout_s) == (60, 60, 30)
     assert config.body_budget_bytes == 2**27
@@ -86,6 +87,13 @@ def test_units(folder: Path) -> None:
     assert config.load_timeout_s == 300
     assert config.max_body_bytes == 10**7
     assert read("--drain-timeout", "0").drain_timeout_s == 0
+    assert read("--arena-size", "1GiB").arena_bytes == 2**30
+
+
+def test_no_arena_at_all_is_printed_as_it_is_read(folder: Path) -> None:
+    config = read("--arena-size", "0")
+    assert config.arena_bytes == 0
+    assert Settings(arena_size=yaml.safe_load(effective_yaml(config))["arena_size"]).arena_size == 0
 
 
 def test_auto_is_what_it_is_without(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.core.tensors import DATATYPES, Signature, TensorSpec
+from roost.router.proof import Proof
 from roost.router.store import SqliteStore, Store
 
 OpenStore: TypeAlias = Callable[[], Store]
@@ -64,13 +65,23 @@ class StoreContract:
         store.put_signature("d", "onnxruntime", Signature((), ()))
         assert store.get_signature("d", "onnxruntime") == Signature((), ())
 
+    def test_proofs_are_kept_by_digest_and_conditions(self, store: Store) -> None:
+        store.put_proof("d", "options", Proof(32))
+        assert store.get_proof("d", "options") == Proof(32)
+        assert store.get_proof("d", "others") is None
+        assert store.get_proof("e", "options") is None
+        store.put_proof("d", "options", Proof(0, "why", 2))
+        assert store.get_proof("d", "options") == Proof(0, "why", 2)
+
     def test_it_outlives_a_restart(self, open_store: OpenStore) -> None:
         with closing(open_store()) as store:
             store.put_file_digest("/a", 1, 2, 3, "digest")
             store.put_signature("d", "onnxruntime", SIGNATURE)
+            store.put_proof("d", "options", Proof(0, "why", 2))
         with closing(open_store()) as store:
             assert store.get_file_digest("/a", 1, 2, 3) == "digest"
             assert store.get_signature("d", "onnxruntime") == SIGNATURE
+            assert store.get_proof("d", "options") == Proof(0, "why", 2)
 
     def test_threads_may_share_it(self, store: Store) -> None:
         def work(number: int) -> None:
@@ -126,6 +137,19 @@ def test_a_file_of_a_newer_version_is_set_aside_whole(tmp_path: Path) -> None:
         assert works(store)
     with closing(sqlite3.connect(tmp_path / "roost.damaged")) as connection:
         assert connection.execute("SELECT x FROM future").fetchone() == (42,)
+
+
+def test_a_file_without_proofs_is_used_further(tmp_path: Path) -> None:
+    path = tmp_path / "roost.sqlite"
+    with closing(SqliteStore(path)) as store:
+        assert works(store)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE proofs; PRAGMA user_version=1;")
+    with closing(SqliteStore(path)) as store:
+        assert store.get_signature("new", "onnxruntime") == SIGNATURE
+        store.put_proof("d", "options", Proof(32))
+    with closing(SqliteStore(path)) as store:
+        assert store.get_proof("d", "options") == Proof(32)
 
 
 def test_a_signature_that_can_not_be_read_is_learned_again(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""The callback way into the data plane, on a mesh of fake workers in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from roost.core.errors import Code, Internal, InvalidArgument, RoostError, Unimplemented
+from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
+from roost.core.tensors import Tensor
+from roost.router.control import Control
+from roost.router.inference import Inference
+from roost.router.proofs import Proofs
+from roost.router.router import Router
+from roost.router.traffic import Traffic, parse_routes
+from roost.server.client_memory import ClientMemory
+from roost.server.data_plane import RouterDataPlane
+from roost.server.log_settings import LogBook
+
+from tests.unit.mesh_fakes import Bed, InlineExecutor, bed
+from tests.virtual_time import settle, virtual
+
+
+@dataclass
+class Place:
+    """A data plane on a mesh."""
+
+    on: Bed
+    plane: RouterDataPlane
+    outcomes: list[InferResponse | RoostError] = field(default_factory=list)
+
+    def codes(self, model: str = "a") -> dict[Code | None, int]:
+        """Finished requests by code; None is success."""
+        stats = self.on.stats.of(model, "1")
+        counted: list[tuple[Code | None, int]] = [(None, stats.ok), *(stats.errors or {}).items()]
+        return {code: count for code, count in counted if count}
+
+
+@asynccontextmanager
+async def place(traffic: Traffic | None = None, *, batch: int = 4, log_requests: bool = False) -> AsyncIterator[Place]:
+    """Has a model ``a``, which is loaded."""
+    async with bed(slots=4) as on:
+        traffic = traffic or Traffic()
+        inference = Inference(on.catalog, on.mesh, traffic, InlineExecutor())
+        router = Router(
+            on.catalog, on.mesh, on.ledger, traffic, on.stats, inference, cast(Control, None), cast(Proofs, None)
+        )
+        plane = RouterDataPlane(
+            router,
+            server_name="roost",
+            request_timeout_s=10,
+            body_budget_bytes=1 << 20,
+            log_requests=log_requests,
+            shared_memory=ClientMemory(offered=False),
+            log_book=LogBook("info", lambda level: None),
+        )
+        await on.mesh.loader.bring(on.model("a", 10, batch=batch))
+        yield Place(on, plane)
+
+
+def ask(data: bytes = b"12", model: str = "a", timeout_s: float = 10.0) -> InferRequest:
+    now = time.monotonic()
+    shape = (len(data), 1) if model == "a" else (len(data),)
+    tensors = [Tensor("x", "UINT8", shape, data)]
+    return InferRequest(model, "", RequestContext(now, now + timeout_s), tensors, id="7")
+
+
+@virtual
+@pytest.mark.parametrize("log_requests", [False, True])
+async def test_answers_come_later_and_are_counted_once(log_requests: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async with place(log_requests=log_requests) as at:
+        with caplog.at_level("INFO", "roost.access"):
+            for data in (b"a", b"bc"):
+                assert at.plane.begin(ask(data), at.outcomes.append) is not None
+            assert not at.outcomes
+            await settle()
+            at.on.answer_all()
+        first, second = at.outcomes
+        assert isinstance(first, InferResponse)
+        assert isinstance(second, InferResponse)
+        assert (first.id, first.model_version) == ("7", "1")
+        assert [bytes(answer.outputs[0].data) for answer in (first, second)] == [b"a", b"bc"]
+        assert at.codes() == {None: 2}
+        assert len(caplog.records) == 2 * log_requests
+
+
+@virtual
+async def test_cancelling_failing_and_what_is_wrong_at_once() -> None:
+    async with place() as at:
+        ticket = at.plane.begin(ask(), at.outcomes.append)
+        assert ticket is not None
+        ticket.cancel()
+        ticket.cancel()
+        wrong = ask()
+        wrong.outputs = [RequestedOutput("nope")]
+        with pytest.raises(InvalidArgument, match="unexpected inference output"):
+            at.plane.begin(wrong, at.outcomes.append)
+        assert at.plane.begin(ask(), at.outcomes.append) is not None
+        await settle()
+        at.on.farm.jobs[0].fail(Internal("no"))
+        (error,) = at.outcomes
+        assert isinstance(error, Internal)
+        assert at.codes() == {Code.CANCELLED: 1, Code.INVALID_ARGUMENT: 1, Code.INTERNAL: 1}
+        late = at.plane.begin(ask(timeout_s=1.0), at.outcomes.append)
+        assert late is not None
+        await asyncio.sleep(2)
+        at.on.answer_all()
+        late.cancel()
+        assert [type(outcome).code for outcome in at.outcomes if isinstance(outcome, RoostError)] == [
+            Code.INTERNAL,
+            Code.DEADLINE_EXCEEDED,
+        ]
+
+
+@virtual
+async def test_what_needs_more_than_its_run_is_left_to_infer() -> None:
+    async with place() as at:
+        at.on.model("cold", 10)
+        at.on.model("many", 10, decoupled=True)
+        await at.on.mesh.loader.bring(at.on.revisions[2])
+        classified, in_region, out_region = ask(), ask(), ask()
+        classified.outputs = [RequestedOutput("y", classification=1)]
+        in_region.regions = {"x": RegionSlice("r", 2)}
+        out_region.outputs = [RequestedOutput("y", region=RegionSlice("r", 2))]
+        asked = [ask(model="cold"), ask(model="many"), ask(model="nobody"), classified, in_region, out_region]
+        assert [at.plane.begin(one, at.outcomes.append) for one in asked] == [None] * len(asked)
+        assert at.codes() == {}
+        at.on.farm.answer_runs_after(0.01)
+        answer = await at.plane.infer(ask(b"1234", model="cold"))
+        assert bytes(answer.outputs[0].data) == b"1234"
+        assert at.codes("cold") == {None: 1}
+
+
+@virtual
+async def test_infer_takes_the_same_way_and_cancels() -> None:
+    async with place() as at:
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(at.plane.infer(ask(data))) for data in (b"a", b"b", b"c")]
+            await settle()
+            (job,) = at.on.farm.jobs
+            assert job.data == b"abc"
+            calls[1].cancel()
+            await settle()
+            job.answer()
+        assert [call.cancelled() for call in calls] == [False, True, False]
+        assert at.codes() == {None: 2, Code.CANCELLED: 1}
+
+
+@virtual
+async def test_a_branch_that_begin_can_not_take_keeps_its_share() -> None:
+    """Requests that are handed on to ``infer`` go where they were drawn to go."""
+    targets = [{"model": "a", "version": "1", "weight": 1}, {"model": "cold", "version": "1", "weight": 1}]
+    routes = parse_routes({"routes": [{"name": "r", "targets": targets}]}, "here")
+    async with place(routes, batch=0) as at:
+        at.on.model("cold", 10, decoupled=True)  # which begin never takes
+        at.on.farm.answer_runs_after(0.001)
+        drawn = {"a": 0, "cold": 0}
+        for _ in range(200):
+            request = ask(model="r")
+            if at.plane.begin(request, at.outcomes.append) is None:
+                with pytest.raises(Unimplemented):
+                    await at.plane.infer(request)
+            await settle()
+            drawn[request.context.served_by[0]] += 1
+        assert 70 < drawn["cold"] < 130
+        await asyncio.sleep(1)
