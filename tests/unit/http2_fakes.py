@@ -30,6 +30,7 @@ class FakeTransport:
         self.sent = bytearray()
         self.written = asyncio.Event()
         self.is_closed = False
+        self.is_reading = True
 
     def write(self, data: bytes) -> None:
         if not self.is_closed:
@@ -44,6 +45,12 @@ class FakeTransport:
         self.is_closed = True
 
     abort = close
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
 
     def set_write_buffer_limits(self, high: int) -> None:
         pass

@@ -15,13 +15,14 @@ from roost.core.requests import InferRequest, InferResponse
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.grpc_head import read_head, read_timeout
 from roost.server.grpc_limits import GrpcLimits
+from roost.server.grpc_native_connection import GrpcConnection
 from roost.server.http2 import frames, huffman
 from roost.server.http2.frames import ErrorCode, frame
 from roost.server.http2.hpack import Header, HeaderDecoder, literal
 from roost.server.http2.output import Output, Stream
 
 from tests.unit.grpc_fakes import MODEL, FakeDataPlane
-from tests.unit.http2_fakes import GRPC, INFER_PATH, REQUEST_HEADERS, Client, data
+from tests.unit.http2_fakes import GRPC, INFER_PATH, REQUEST_HEADERS, Client, FakeTransport, data
 
 # -- header compression ---------------------------------------------------------------------------------------------
 
@@ -82,6 +83,8 @@ def test_timeouts(text: str, seconds: float | None) -> None:
         [(b":method", b"POST"), (b":path", b"/"), (b":path", b"/"), (b":scheme", b"http")],
         [(b":method", b"POST"), (b":path", b"/"), (b":scheme", b"http"), (b"connection", b"close")],
         [(b":method", b"POST"), (b":path", b"/"), (b":scheme", b"http"), (b"x", b"a\r\nb")],
+        [(b":method", b"POST"), (b":path", b"/"), (b":scheme", b"http"), (b"a b", b"1")],
+        [(b":method", b"POST"), (b":path", b"/"), (b":scheme", b"http"), (b"a:b", b"1")],
         [],
     ],
 )
@@ -338,6 +341,15 @@ BAD_FRAMES: dict[str, tuple[bytes, ErrorCode]] = {
     "data of an even stream": (frame(frames.DATA, 0, 2, b"1"), ErrorCode.PROTOCOL_ERROR),
     "data of the connection": (frame(frames.DATA, 0, 0, b"1"), ErrorCode.PROTOCOL_ERROR),
     "an even stream": (frame(frames.HEADERS, 4, 2, b"\x83"), ErrorCode.PROTOCOL_ERROR),
+    "a stream 0": (frame(frames.HEADERS, 5, 0, b"\x83"), ErrorCode.PROTOCOL_ERROR),
+    "a reset of the wrong size": (frame(frames.RST_STREAM, 0, 1, b"123"), ErrorCode.FRAME_SIZE_ERROR),
+    "a ping of a stream": (frame(frames.PING, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+    "an acknowledgement with settings": (frame(frames.SETTINGS, frames.ACK, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
+    "pushing twice": (frames.settings({frames.ENABLE_PUSH: 2}), ErrorCode.PROTOCOL_ERROR),
+    "a priority of no stream": (frame(frames.PRIORITY, 0, 0, bytes(5)), ErrorCode.PROTOCOL_ERROR),
+    "a priority of the wrong size": (frame(frames.PRIORITY, 0, 1, bytes(4)), ErrorCode.FRAME_SIZE_ERROR),
+    "an end of a stream for all": (frame(frames.GOAWAY, 0, 1, bytes(8)), ErrorCode.PROTOCOL_ERROR),
+    "settings again and again": (frame(frames.SETTINGS, 0, 0) * 200, ErrorCode.ENHANCE_YOUR_CALM),
     "a push": (frame(frames.PUSH_PROMISE, 4, 1, b"\0\0\0\2"), ErrorCode.PROTOCOL_ERROR),
     "a damaged block": (frame(frames.HEADERS, 4, 1, b"\xff\xff\xff"), ErrorCode.COMPRESSION_ERROR),
     "a block of index 0": (frame(frames.HEADERS, 4, 1, b"\x80"), ErrorCode.COMPRESSION_ERROR),
@@ -356,7 +368,7 @@ BAD_FRAMES: dict[str, tuple[bytes, ErrorCode]] = {
     ),
     "more padding than frame": (frame(frames.HEADERS, 4 | 8, 1, b"\x09\x83"), ErrorCode.PROTOCOL_ERROR),
     "a large frame": (frames.head(2**20, frames.HEADERS, 4, 1), ErrorCode.FRAME_SIZE_ERROR),
-    "large data": (frames.head(2**20, frames.DATA, 0, 1), ErrorCode.PROTOCOL_ERROR),
+    "large data": (frames.head(2**20, frames.DATA, 0, 1), ErrorCode.FRAME_SIZE_ERROR),
 }
 
 
@@ -404,6 +416,100 @@ async def test_a_client_that_only_asks_and_never_reads_is_cut_off() -> None:
         client.send(frame(frames.SETTINGS, 0, 0) * 1000)
     assert client.transport.is_closed
     assert len(client.transport.sent) < 1_100_000
+
+
+async def test_a_continuation_may_be_empty_if_it_is_the_last() -> None:
+    client = Client(FakeDataPlane()).greet()
+    block = client.encoder.encode([*REQUEST_HEADERS, GRPC])
+    client.send(
+        frame(frames.HEADERS, 0, 1, block) + frame(frames.CONTINUATION, frames.END_HEADERS, 1) + data(1, infer())
+    )
+    assert (await client.answers())[1][0]["grpc-status"] == "0"
+
+
+async def test_streams_that_are_opened_and_reset_at_once_count_as_open() -> None:
+    plane = FakeDataPlane()
+    client = Client(plane, GrpcLimits(max_concurrent_streams=3)).greet()
+    for chunk in range(2):
+        ids = range(1 + 100 * chunk, 21 + 100 * chunk, 2)
+        client.send(b"".join(client.call(key, infer()) + frames.reset(key, ErrorCode.CANCEL) for key in ids))
+        refused = [stream_id for kind, _, stream_id, _ in client.frames() if kind == frames.RST_STREAM]
+        assert refused == list(ids)[3:]
+    assert plane.bodies.used_bytes == 0
+    client.send(client.call(301, infer()))
+    assert (await client.answers())[301][0]["grpc-status"] == "0"
+
+
+async def test_whoever_sends_much_at_once_lets_others_have_their_turn() -> None:
+    client = Client(FakeDataPlane()).greet()
+    was_reading = []
+    for count in (10, 6000):
+        client.send(frames.window_update(0, 1) * count)
+        was_reading.append(client.transport.is_reading)
+        await asyncio.sleep(0)
+        was_reading.append(client.transport.is_reading)
+    assert was_reading == [True, True, False, True]
+
+
+async def test_streams_that_are_reset_leave_nothing_behind() -> None:
+    plane = FakeDataPlane()
+    client = Client(plane).greet()
+    client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    for stream_id in range(1, 21, 2):  # a window for a stream that is gone with the chunk, and an answer that waits
+        head = client.headers(stream_id)
+        client.send(head + frames.window_update(stream_id, 5) + frames.reset(stream_id, ErrorCode.CANCEL))
+    for stream_id in range(21, 41, 2):
+        client.send(client.call(stream_id, infer(data=bytes(100))))
+        while client.connection.output.is_empty:
+            client.transport.written.clear()
+            await client.transport.written.wait()
+        assert len(client.connection._write_timers) == 1
+        client.send(frames.reset(stream_id, ErrorCode.CANCEL))
+    assert not client.connection._fresh_grants
+    assert not client.connection._write_timers
+    assert client.connection.output.is_empty
+    assert plane.bodies.used_bytes == 0
+
+
+@pytest.mark.parametrize("may_begin", [True, False])
+async def test_a_message_in_very_small_pieces_is_whole_and_takes_little_memory(may_begin: bool) -> None:
+    plane = FakeDataPlane()
+    plane.may_begin = may_begin
+    client = Client(plane).greet()
+    message = infer("a", bytes(3000))
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    client.send(client.headers(1) + frame(frames.DATA, 0, 1))
+    for at in range(0, len(body), 2):
+        client.send(frame(frames.DATA, 0, 1, body[at : at + 2]) + frame(frames.DATA, 0, 1))
+    assert len(client.connection.streams[1]._pieces) < 4  # type: ignore[attr-defined]
+    client.send(frame(frames.DATA, frames.END_STREAM, 1))
+    assert response_of((await client.answers())[1][1]).id == "a"
+    await plane.bodies.is_empty()
+
+
+async def test_messages_behind_the_only_one_of_a_call_are_not_kept() -> None:
+    plane = FakeDataPlane()
+    plane.may_begin = False
+    client = Client(plane).greet()
+    message = infer("a")
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    client.send(client.headers(1) + frame(frames.DATA, frames.END_STREAM, 1, body + bytes(5) * 5000))
+    assert len(client.connection.streams[1]._messages) == 1  # type: ignore[attr-defined]
+    assert response_of((await client.answers())[1][1]).id == "a"
+
+
+async def test_a_connection_that_comes_while_the_server_stops_ends_too() -> None:
+    client = Client(FakeDataPlane()).greet()
+    draining = asyncio.ensure_future(client.service.drain(60))
+    await asyncio.sleep(0)
+    late = GrpcConnection(client.service)
+    transport = FakeTransport()
+    late.connection_made(transport)
+    for connection in (client.connection, late):
+        connection.data_received(frames.PREFACE if connection is late else b"")
+        connection.data_received(frame(frames.PING, frames.ACK, 0, b"roostend"))
+    await draining
+    assert transport.is_closed
 
 
 async def test_draining_answers_what_was_on_its_way_and_takes_nothing_after_that() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,8 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _MAX_TIMEOUT_DIGITS: Final = 8
+# Visible ASCII without capitals and colons, RFC 9113, section 8.2.1.
+_NAME: Final = re.compile(rb"[!-9;-@\[-~]+")
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _OF_THE_CONNECTION: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -98,7 +101,7 @@ def _separate(headers: Sequence[Header]) -> tuple[Mapping[bytes, bytes] | None, 
             if others or name in pseudo or name not in _PSEUDO:
                 return None, None
             pseudo[name] = value
-        elif not name or name != name.lower() or name in _OF_THE_CONNECTION or not _is_plain(value):
+        elif not _NAME.fullmatch(name) or name in _OF_THE_CONNECTION or not _is_plain(value):
             return None, None
         else:
             others.append((_text(name), value))

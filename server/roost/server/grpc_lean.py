@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from roost.core.errors import RoostError, limit_of
 from roost.core.requests import InferResponse, Ticket
+from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_errors import as_value, unexpected
 from roost.server.grpc_frames import PREFIX_BYTES
 from roost.server.grpc_head import CallHead, find
 from roost.server.grpc_plain import InferCodec
 from roost.server.http2 import frames
-from roost.server.http2.connection import IncomingStream
+from roost.server.http2.connection import IncomingStream, keep_piece
 from roost.server.http2.output import Stream
 
 if TYPE_CHECKING:
@@ -115,15 +116,15 @@ class Gathering(IncomingStream):
         self._connection = connection
         self._head = head
         self._on_end = on_end
-        self._pieces: list[tuple[bytes | memoryview, int]] = []
+        self._pieces: list[Buffer] = []
         self._size_bytes = 0
 
     def on_data(self, piece: bytes | memoryview, counted_bytes: int, is_last: bool) -> None:
         """See ``IncomingStream``."""
-        self._pieces.append((piece, counted_bytes))
+        keep_piece(self._pieces, piece)
         self._size_bytes += counted_bytes
         if is_last and self._size_bytes <= frames.DEFAULT_WINDOW:
-            data = b"".join([piece for piece, _ in self._pieces])
+            data = b"".join(self._pieces)
             self._on_end(self)
             del self._connection.streams[self.stream_id]
             lean, granted_bytes = self._connection.service.lean, self.granted_bytes
@@ -141,15 +142,17 @@ class Gathering(IncomingStream):
         call = self._connection.open_call(self.stream_id, self._head, False)
         call.granted_bytes = self.granted_bytes
         self._connection.streams[self.stream_id] = call
-        for index, (piece, counted_bytes) in enumerate(self._pieces, 1):
-            call.on_data(piece, counted_bytes, is_complete and index == len(self._pieces))
+        counted_bytes = self._size_bytes  # padding too
+        for index, piece in enumerate(self._pieces, 1):
+            call.on_data(memoryview(piece), counted_bytes, is_complete and index == len(self._pieces))
+            counted_bytes = 0
 
     def on_reset(self) -> None:
         """See ``IncomingStream``."""
         self._on_end(self)
 
     def _is_large(self) -> bool:
-        first = self._pieces[0][0]
+        first = self._pieces[0]
         return len(first) >= PREFIX_BYTES and int.from_bytes(first[1:PREFIX_BYTES], "big") > _MAX_GATHERED_BYTES
 
 

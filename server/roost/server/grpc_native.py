@@ -39,6 +39,7 @@ class NativeService:
 
     Attributes:
         connections: Those that are open.
+        is_draining: Whether they are to end, as are those that still come.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class NativeService:
         self.codec = codec
         self.compat_triton = compat_triton
         self.connections: set[GrpcConnection] = set()
+        self.is_draining = False
         self.lean = LeanInfer(data_plane, codec, limits.max_message_bytes)
         self.gatherings = Gatherings(limits.max_concurrent_receives + limits.max_waiting_receives)
         self._calls = calls
@@ -90,6 +92,7 @@ class NativeService:
 
     async def drain(self, grace_s: float | None) -> None:
         """Ends all connections, gracefully for as long as they may take."""
+        self.is_draining = True
         for connection in list(self.connections):
             connection.drain()
         try:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 import grpc.aio
 from roost.core.errors import Limit
+from roost.core.tensors import Buffer
 from roost.server import grpc_frames
 from roost.server.grpc_head import CallHead
 from roost.server.http2 import frames
-from roost.server.http2.connection import IncomingStream
+from roost.server.http2.connection import IncomingStream, keep_piece
 from roost.server.http2.frames import ErrorCode
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _PACKED: Final = ("gzip", "deflate")
 _PATIENCE_S: Final = 0.01
+_ALL_TAKEN: Final = -2  # instead of the bytes that a message misses: no further message is taken
+_VIEW_BYTES: Final = 8192  # messages are cut off larger pieces without copying what is left each time
 
 
 class Call(IncomingStream):
@@ -66,7 +69,7 @@ class Call(IncomingStream):
         self._ending: tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None = None
         self._messages: deque[bytes] = deque()
         self._prefix = b""
-        self._pieces: list[bytes | memoryview] = []
+        self._pieces: list[Buffer] = []
         self._missing_bytes = -1  # of the message that comes; -1 while its prefix is not complete
         self._credit_bytes = frames.DEFAULT_WINDOW  # what the client may send
         self._reader: asyncio.Future[None] | None = None
@@ -141,9 +144,12 @@ class Call(IncomingStream):
             return
         self._credit_bytes -= counted_bytes
         if self._credit_bytes < 0 or self._is_complete:
-            self._connection.reset(self, ErrorCode.FLOW_CONTROL_ERROR)
+            code = ErrorCode.STREAM_CLOSED if self._is_complete else ErrorCode.FLOW_CONTROL_ERROR
+            self._connection.reset(self, code)
             return
-        while len(piece) and self._ending is None and not self._is_over:
+        if len(piece) > _VIEW_BYTES:
+            piece = memoryview(piece)
+        while len(piece) and self._missing_bytes != _ALL_TAKEN and self._ending is None and not self._is_over:
             piece = self._take_message(piece) if self._missing_bytes >= 0 else self._take_prefix(piece)
         if is_last:
             self._is_complete = True
@@ -185,13 +191,14 @@ class Call(IncomingStream):
 
     def _take_message(self, piece: bytes | memoryview) -> bytes | memoryview:
         part = piece[: self._missing_bytes]
-        self._pieces.append(part)
+        keep_piece(self._pieces, part)
         self._missing_bytes -= len(part)
         if not self._missing_bytes:
             self._messages.append(b"".join(self._pieces))
             self._pieces.clear()
             self._prefix = b""
-            self._missing_bytes = -1
+            # Others that come behind the message of a unary call would only take memory.
+            self._missing_bytes = -1 if self._handler.response_streaming else _ALL_TAKEN
         return piece[len(part) :]
 
     def _ask(self) -> None:

@@ -59,6 +59,7 @@ class GrpcConnection(Connection[CallHead]):
         self._last_ping = -math.inf
         self._answers_at_ping = 0
         self._strikes = 0
+        self._write_timers: dict[int, asyncio.TimerHandle] = {}  # of streams whose answers wait
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -72,6 +73,8 @@ class GrpcConnection(Connection[CallHead]):
         if age_s is not None:  # not all at once, if many came together
             self._timers.append(self._loop.call_later(age_s * random.uniform(0.9, 1.1), self._retire))
         self._keep_alive()
+        if self.service.is_draining:  # it was accepted just before the listener closed
+            self.drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
@@ -101,6 +104,10 @@ class GrpcConnection(Connection[CallHead]):
     def forget(self, stream: Stream) -> None:
         """See ``Connection``."""
         self.streams.pop(stream.stream_id, None)
+        if self._write_timers:
+            timer = self._write_timers.pop(stream.stream_id, None)
+            if timer is not None:
+                timer.cancel()
         if self._is_draining:
             self._close_if_done()
 
@@ -221,15 +228,13 @@ class GrpcConnection(Connection[CallHead]):
             self._stop_sender(stream_id, is_complete)
             on_sent()
             return
-        timer = self._loop.call_later(self.service.limits.write_timeout_s, self.reset, stream, ErrorCode.CANCEL)
-
-        def sent() -> None:
-            timer.cancel()
-            on_sent()
-
+        # Ended when the stream is forgotten, or resets would leave them behind.
+        write_timeout_s = self.service.limits.write_timeout_s
+        timer = self._loop.call_later(write_timeout_s, self.reset, stream, ErrorCode.CANCEL)
+        self._write_timers[stream_id] = timer
         pieces = (grpc_frames.prefix(size_bytes), *parts)
         end = grpc_frames.ok_trailers(stream_id)
-        output.send(stream, grpc_frames.response_headers(stream_id), pieces, end, sent)
+        output.send(stream, grpc_frames.response_headers(stream_id), pieces, end, on_sent)
         self._stop_sender(stream_id, is_complete)
 
     def end(

@@ -37,11 +37,11 @@ class HeaderBlocks(Generic[H]):
         self._known_at = 0
         self.open_id = 0
         self.open_flags = 0
-        self._block = b""
+        self._block = bytearray()  # which grows without being copied, however small the parts are
 
     def begin(self, stream_id: int, flags: int, block: bytes) -> None:
         """Takes the first part of a block that has others."""
-        self.open_id, self.open_flags, self._block = stream_id, flags, block
+        self.open_id, self.open_flags, self._block = stream_id, flags, bytearray(block)
 
     def go_on(self, flags: int, part: bytes) -> bytes | None:
         """Takes the next part of a block; gives the whole if it was the last.
@@ -50,11 +50,12 @@ class HeaderBlocks(Generic[H]):
             ConnectionFailed: If there is no such block, or it is too large.
         """
         self._block += part
-        if not self.open_id or not part or len(self._block) > _MAX_BLOCK_BYTES:
+        is_last = flags & frames.END_HEADERS
+        if not self.open_id or not (part or is_last) or len(self._block) > _MAX_BLOCK_BYTES:
             raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large or out of place")
-        if not flags & frames.END_HEADERS:
+        if not is_last:
             return None
-        block, self._block, self.open_id = self._block, b"", 0
+        block, self._block, self.open_id = bytes(self._block), bytearray(), 0
         return block
 
     def read(self, block: bytes) -> H:

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
+from roost.core.tensors import Buffer
 from roost.server.http2 import frames
 from roost.server.http2.blocks import MAX_LIST_BYTES, HeaderBlocks
 from roost.server.http2.frames import ConnectionFailed, ErrorCode
@@ -26,6 +27,12 @@ _WINDOW_BYTES: Final = 2**24
 _WRITE_BUFFER_BYTES: Final = 2**17
 # Data waits until the client reads, everything else is small and goes out at once: this much of it is an attack.
 _MAX_UNREAD_BYTES: Final = 2**20
+# Of what one read brings; whoever sends more has to let other connections have their turn.
+_TURN_BYTES: Final = 65_536
+# Changed windows make all streams be looked at; libraries that adapt theirs do so a few times a second.
+_MAX_SETTINGS: Final = 100
+_SETTINGS_S: Final = 1.0
+_SMALL_PIECE_BYTES: Final = 512
 _LINGER_S: Final = 30.0
 _LAST_WORDS_S: Final = 1.0
 
@@ -52,6 +59,16 @@ class IncomingStream(Stream):
         """The client has given up, or the connection is lost; nothing can be sent any more."""
 
 
+def keep_piece(pieces: list[Buffer], piece: bytes | memoryview) -> None:
+    """Keeps data with what came before it; small pieces as one, or each would take more memory than what is in it."""
+    if not pieces or len(piece) >= _SMALL_PIECE_BYTES:
+        pieces.append(piece)
+    elif type(pieces[-1]) is bytearray:
+        pieces[-1] += piece
+    else:
+        pieces.append(bytearray(piece))
+
+
 class Connection(asyncio.Protocol, Generic[H]):
     """Reads frames. ``H`` is what a list of headers means to who is behind it.
 
@@ -72,6 +89,9 @@ class Connection(asyncio.Protocol, Generic[H]):
         self._data_flags = 0
         self._unasked_bytes = 0  # received since the connection's window was last opened
         self._last_id = 0
+        self._opened = 0  # streams, with the chunk at hand
+        self._settings = 0  # of the client, since
+        self._settings_since = 0.0
         self._last_taken_id = frames.MAX_STREAM_ID
         self._pongs: dict[bytes, Callable[[], None]] = {}
         self.heard = 0.0
@@ -120,8 +140,8 @@ class Connection(asyncio.Protocol, Generic[H]):
         self.is_lost = True
         streams = list(self.streams.values())
         self.streams.clear()
+        self.output.forget_all()
         for stream in streams:
-            self.output.forget(stream)
             self._tell_reset(stream)
 
     def pause_writing(self) -> None:
@@ -137,6 +157,11 @@ class Connection(asyncio.Protocol, Generic[H]):
         self.heard = time.monotonic()
         if self.is_lost:
             return
+        self._opened = 0
+        if len(data) >= _TURN_BYTES:
+            # Some event loops read on for as long as there is something, and serve nobody else meanwhile.
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -147,6 +172,8 @@ class Connection(asyncio.Protocol, Generic[H]):
                 self._rest = data[at:]
                 if self._fresh:
                     self._open_fresh()
+                if self._fresh_grants:
+                    self._fresh_grants.clear()  # those of streams that were answered or reset at once
                 if self._unasked_bytes >= _WINDOW_BYTES // 2:
                     self.output.write(frames.window_update(0, self._unasked_bytes))
                     self._unasked_bytes = 0
@@ -156,6 +183,10 @@ class Connection(asyncio.Protocol, Generic[H]):
                 raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "what is sent is not read")
         except ConnectionFailed as failure:
             self.fail(failure)
+
+    def _read_on(self) -> None:
+        if not self.is_lost:
+            self.transport.resume_reading()
 
     def fail(self, failure: ConnectionFailed) -> None:
         """Ends the connection and says why."""
@@ -215,8 +246,10 @@ class Connection(asyncio.Protocol, Generic[H]):
             body = at + frames.HEAD_BYTES
             end = body + length
             if kind == frames.DATA and not flags & frames.PADDED:
-                if length > MAX_FRAME_BYTES or self._blocks.open_id:
-                    raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a DATA frame is too large or out of place")
+                if length > MAX_FRAME_BYTES:
+                    raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a DATA frame is too large")
+                if self._blocks.open_id:
+                    raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a header block is cut short")
                 if end > size:
                     self._left, self._data_id, self._data_flags = length, stream_id, flags
                     return self._go_on(data, body)
@@ -271,15 +304,17 @@ class Connection(asyncio.Protocol, Generic[H]):
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         meaning = self._blocks.read(block)
         is_last = flags & frames.END_STREAM
+        if not stream_id & 1 or stream_id > frames.MAX_STREAM_ID:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a stream has a wrong number")
         if stream_id <= self._last_id:
             self._on_trailers(stream_id, bool(is_last))
             return
-        if not stream_id & 1 or stream_id > frames.MAX_STREAM_ID:
-            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a stream has a wrong number")
         self._last_id = stream_id
         if stream_id > self._last_taken_id:
             return  # the client knows that it was not taken
-        if len(self.streams) + len(self._fresh) >= self._max_streams:
+        self._opened += 1
+        # Those that were opened and reset at once count too, as they were work.
+        if len(self.streams) + len(self._fresh) >= self._max_streams or self._opened > self._max_streams:
             self.output.write(frames.reset(stream_id, ErrorCode.REFUSED_STREAM))
         elif is_last:
             self._open(stream_id, meaning, True)
@@ -290,7 +325,6 @@ class Connection(asyncio.Protocol, Generic[H]):
         fresh, self._fresh = self._fresh, {}
         for stream_id, meaning in fresh.items():
             self._open(stream_id, meaning, False)
-        self._fresh_grants.clear()
 
     def _open(self, stream_id: int, meaning: H, is_complete: bool) -> None:
         stream = self.open(stream_id, meaning, is_complete)
@@ -334,6 +368,10 @@ class Connection(asyncio.Protocol, Generic[H]):
                     self._on_block(stream_id, self._blocks.open_flags, block)
             case frames.PUSH_PROMISE:
                 raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "clients can't push")
+            case frames.PRIORITY if len(payload) != 5:
+                raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a priority has a wrong size")
+            case frames.PRIORITY | frames.GOAWAY if bool(stream_id) is not (kind == frames.PRIORITY):
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a frame is of a wrong stream")
             case frames.GOAWAY | frames.PRIORITY | _:
                 pass  # the client leaves when its streams have ended; kinds that are not known mean nothing
 
@@ -353,16 +391,19 @@ class Connection(asyncio.Protocol, Generic[H]):
             if stream_id in self._fresh:
                 self._fresh_grants[stream_id] = self._fresh_grants.get(stream_id, 0) + increment
             return
+        if not increment:
+            self._end_stream(stream, ErrorCode.PROTOCOL_ERROR)
+            return
         try:
             self.output.grant(stream, increment)
         except OverflowError:
-            increment = 0
-        if not increment:
             self._end_stream(stream, ErrorCode.FLOW_CONTROL_ERROR)
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) != 8:
-            raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a ping has a wrong size or stream")
+        if stream_id:
+            raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a ping of a stream")
+        if len(payload) != 8:
+            raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a ping has a wrong size")
         if flags & frames.ACK:
             on_pong = self._pongs.pop(payload, None)
             if on_pong is not None:
@@ -375,13 +416,22 @@ class Connection(asyncio.Protocol, Generic[H]):
         if stream_id:
             raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
         if flags & frames.ACK:
+            if payload:
+                raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement has settings")
             return
+        if self.heard - self._settings_since >= _SETTINGS_S:
+            self._settings_since, self._settings = self.heard, 0
+        self._settings += 1
+        if self._settings > _MAX_SETTINGS:
+            raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "settings change too often")
         window_bytes = -1
         for key, value in frames.read_settings(payload):
             if key == frames.INITIAL_WINDOW_SIZE:
                 if value > frames.MAX_WINDOW:
                     raise ConnectionFailed(ErrorCode.FLOW_CONTROL_ERROR, "windows of streams are too large")
                 window_bytes = value
+            elif key == frames.ENABLE_PUSH and value > 1:
+                raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "pushing is neither on nor off")
             elif key == frames.MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_BYTES <= value < 2**24:
                     raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "frames have a wrong size")
@@ -392,7 +442,9 @@ class Connection(asyncio.Protocol, Generic[H]):
             self.output.resize_windows(window_bytes)
 
     def _on_reset(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4 or not stream_id or stream_id > self._last_id:
+        if len(payload) != 4:
+            raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a reset has a wrong size")
+        if not stream_id or stream_id > self._last_id:
             raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "a reset of a stream that is not open")
         self._fresh.pop(stream_id, None)
         stream = self.streams.pop(stream_id, None)

@@ -16,6 +16,7 @@ PADDED: Final = 8
 WITH_PRIORITY: Final = 32
 
 # Settings that matter here.
+ENABLE_PUSH: Final = 2
 MAX_CONCURRENT_STREAMS: Final = 3
 INITIAL_WINDOW_SIZE: Final = 4
 MAX_FRAME_SIZE: Final = 5

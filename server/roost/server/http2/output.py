@@ -102,6 +102,11 @@ class Output:
         if self._waiting:
             self._waiting = deque(item for item in self._waiting if item.stream is not stream)
 
+    def forget_all(self) -> None:
+        """Drops what all streams have yet to send."""
+        self._waiting.clear()
+        self._stalled.clear()
+
     def grant(self, stream: Stream, increment: int) -> None:
         """Lets a stream send more.
 
@@ -129,7 +134,10 @@ class Output:
 
     def resize_windows(self, size_bytes: int) -> None:
         """Changes the window that streams begin with, that of open ones included."""
+        is_larger = size_bytes > self.stream_window_bytes
         self.stream_window_bytes = size_bytes
+        if not is_larger:
+            return  # nobody who waits can send more than before
         self._waiting.extend(self._stalled.values())
         self._stalled.clear()
         self.pump()
