@@ -119,7 +119,8 @@ class TestEnds:
     async def test_killed(self, preparer: Preparer, mlp: Path) -> None:
         task = await begun(preparer, mlp)
         os.kill(preparer.pid, signal.SIGKILL)
-        with pytest.raises(PreparerFailed, match="it was ended by signal 9"):
+        # asyncio's own loop, unlike uvloop, may miss the status of a child that was to be ended a second time.
+        with pytest.raises(PreparerFailed, match=r"it was ended by signal 9|it ended with exit code 255"):
             await task
         assert preparer.pid == 0
         assert (await preparer.do(job(mlp), TIMEOUT_S))["result"]["max_rows"] == 8

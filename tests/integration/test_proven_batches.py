@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def counted(server: RoostServer, model: str) -> tuple[int, int]:
 
 
 def preparers(server: RoostServer) -> list[psutil.Process]:
-    return [p for p in psutil.Process(server.pid).children() if "roost.runtimes.preparer" in " ".join(p.cmdline())]
+    found = []
+    for child in psutil.Process(server.pid).children():
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            if "roost.runtimes.preparer" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def rows(count: int, seed: int) -> npt.NDArray[np.float32]:

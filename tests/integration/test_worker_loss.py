@@ -35,15 +35,16 @@ def _split(results: Sequence[InferResponse | BaseException]) -> tuple[list[Infer
 async def test_only_what_a_killed_worker_was_running_fails(
     tmp_path: Path, repository: Path, workers: int, transport: str
 ) -> None:
-    for name in ("a", "b"):
-        write_dummy(repository / name / "1" / "model.dummy", outputs=PROBE_OUTPUTS, state=True)
+    begun = tmp_path / "begun"
+    write_dummy(repository / "a" / "1" / "model.dummy", outputs=PROBE_OUTPUTS, state=True, begun=str(begun))
+    write_dummy(repository / "b" / "1" / "model.dummy", outputs=PROBE_OUTPUTS, state=True)
     with started(repository, tmp_path / "run", "--workers", str(workers)) as server:
         async with connect(server, transport) as client:
             before = number(await client.infer("a", four()), "pid")
             other = number(await client.infer("b", four()), "pid")
             assert (before == other) is (workers == 1)
             running = await _fill(client, "a", SLOTS, run_s=300)
-            await eventually(lambda: server.in_flight() == SLOTS, "all slots taken")
+            await eventually(lambda: begun.stat().st_size == 1 + SLOTS, "all slots taken")
             waiting = await _fill(client, "a", WAITING, run_s=0.01)
             beside = await _fill(client, "b", WAITING, run_s=0.01)
             queued = 2 * WAITING if workers == 1 else WAITING

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
-from roost.core.errors import Code, Internal, InvalidArgument, RoostError, Unimplemented
+from roost.core.errors import Code, Internal, InvalidArgument, RoostError, Unavailable, Unimplemented
 from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
 from roost.core.tensors import Tensor
 from roost.router.control import Control
@@ -22,7 +22,7 @@ from roost.server.client_memory import ClientMemory
 from roost.server.data_plane import RouterDataPlane
 from roost.server.log_settings import LogBook
 
-from tests.unit.mesh_fakes import Bed, InlineExecutor, bed
+from tests.unit.mesh_fakes import Bed, Farm, InlineExecutor, bed
 from tests.virtual_time import settle, virtual
 
 
@@ -115,6 +115,48 @@ async def test_cancelling_failing_and_what_is_wrong_at_once() -> None:
             Code.INTERNAL,
             Code.DEADLINE_EXCEEDED,
         ]
+
+
+@virtual
+async def test_a_model_that_was_replaced_when_its_worker_was_lost_is_answered_by_its_successor() -> None:
+    async with place() as at:
+        old = at.on.revisions[0]
+        tickets = [at.plane.begin(ask(data), at.outcomes.append) for data in (b"a", b"b")]
+        await settle()
+        at.on.farm.on_call = Farm.held
+        at.on.process_of(old).end(1)
+        await asyncio.sleep(1)
+        at.on.model("a", 10, batch=4)
+        at.on.mesh.retire(old)
+        at.on.farm.on_call = Farm.after(1.0)
+        at.on.call(old).fail(InvalidArgument("the files have gone"))
+        await settle()
+        assert not at.outcomes
+        assert tickets[1] is not None
+        tickets[1].cancel()
+        await asyncio.sleep(1.1)
+        (job,) = at.on.farm.jobs
+        assert job.data == b"a"
+        job.answer()
+        await settle()
+        (outcome,) = at.outcomes
+        assert isinstance(outcome, InferResponse)
+        assert at.codes() == {None: 1, Code.CANCELLED: 1}
+
+
+@virtual
+async def test_a_model_that_can_not_be_loaded_again_and_has_no_successor_is_unavailable() -> None:
+    async with place() as at:
+        assert at.plane.begin(ask(), at.outcomes.append) is not None
+        await settle()
+        at.on.farm.on_call = Farm.held
+        at.on.process_of(at.on.revisions[0]).end(1)
+        await asyncio.sleep(1)
+        at.on.call(at.on.revisions[0]).fail(InvalidArgument("the files have gone"))
+        await settle()
+        (outcome,) = at.outcomes
+        assert isinstance(outcome, Unavailable)
+        assert at.codes() == {Code.UNAVAILABLE: 1}
 
 
 @virtual

@@ -32,7 +32,7 @@ from roost.router.admission import ByteBudget
 from roost.router.arena import Arena
 from roost.router.link import READ_BUFFER_BYTES, Link, LinkLost, WorkerLink
 
-from tests.virtual_time import virtual
+from tests.virtual_time import settle, virtual
 
 
 class FakeTransport(asyncio.Transport):
@@ -153,6 +153,18 @@ def test_frames_come_out_as_they_went_in_whatever_the_chunks(
     assert recorder.said == [expected for _, expected in frames if expected is not None]
     assert all(bytes(view) == copy for view, copy in recorder.views), "memory of an answer was used again"
     assert not transport.aborted
+
+
+@virtual
+async def test_a_run_that_no_frame_can_be_made_of_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    link, transport, recorder = connected()
+    link.send_run(1, Run(1, 0, [WireTensor("x", "UINT8", (2**70, 0), b"")]))
+    link.send_run(2, Run(1, 0, [WireTensor("x", "UINT8", (1,), b"x")]))
+    assert not recorder.said
+    await settle()
+    assert [said[:2] for said in recorder.said] == [("error", 1)]
+    assert [header.request for header, _ in transport.frames()] == [2]
+    assert "could not be put into a frame" in caplog.text
 
 
 def test_byte_by_byte() -> None:

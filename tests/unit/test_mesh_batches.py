@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from roost.core.errors import (
 from roost.core.frames import WireTensor
 from roost.core.requests import InferRequest, RequestContext, RequestedOutput
 from roost.core.tensors import Signature, Tensor, TensorSpec, pack_bytes
+from roost.proto import model_config_pb2 as mc
 from roost.router.revision import Revision
 from roost.router.statistics import statistics
 from roost.router.traffic import Traffic
@@ -104,7 +106,7 @@ async def test_one_more_goes_ahead_if_it_is_no_smaller_and_all_is_over_in_an_ins
     async with bed(slots=4) as on:
         on.farm.run_ns = 100_000
         a = await resident(on, batch=4)
-        await outcomes(*await answered(on, a, b"a"))
+        await outcomes(*await answered(on, a, b"a", b"a"))
         on.submit(a, data=b"ab")
         await settle()
         on.submit(a, data=b"c")
@@ -138,7 +140,7 @@ async def test_short_runs_may_wait_in_the_worker_but_not_behind_one_that_is_over
         on.farm.most_runs = 16
         on.farm.run_ns = 100_000
         a = await resident(on, batch=0)
-        await answered(on, a, b"a")
+        await answered(on, a, b"a", b"a")
         for _ in range(30):
             on.submit(a)
         await settle()
@@ -147,6 +149,30 @@ async def test_short_runs_may_wait_in_the_worker_but_not_behind_one_that_is_over
         on.farm.jobs[-1].answer()
         assert len(on.farm.jobs) == 15, "those that are there take much longer than was expected"
         for _ in range(30):
+            on.answer_all()
+            await settle()
+
+
+@virtual
+async def test_short_runs_do_not_keep_a_long_one_from_its_slot_for_ever() -> None:
+    async with bed(max_queue=5000) as on:
+        on.farm.most_runs = 16
+        on.farm.run_ns = 100_000
+        a, b = await resident(on, batch=0), await resident(on, batch=0, name="b")
+        await answered(on, a, b"a", b"a")
+        for _ in range(3):
+            on.submit(a)
+        await settle()
+        long = on.submit(b, data=b"b")
+        for _ in range(20):
+            on.submit(a)
+            on.submit(a)
+            await settle()
+            on.farm.jobs[0].answer()
+            if long.future.done():
+                break
+        assert await outcome(long) == b"b"
+        for _ in range(60):
             on.answer_all()
             await settle()
 
@@ -333,6 +359,78 @@ async def test_a_request_that_is_over_keeps_nobody_behind_it_waiting() -> None:
 
 
 @virtual
+async def test_very_many_answers_may_wait_for_one_and_not_longer_than_their_deadline() -> None:
+    async with bed(slots=2, max_queued_bytes=1 << 20, max_queue=5000) as on:
+        a = await resident(on, batch=4096, instance_group=[{"count": 2}], dynamic_batching={"preserve_ordering": True})
+        first = on.submit(a, data=b"1")
+        await settle()
+        others = [on.submit(a, data=b"x") for _ in range(2000)]
+        hasty = on.submit(a, data=b"h", timeout_s=2.0)
+        await settle()
+        on.farm.jobs[1].answer()
+        assert not hasty.future.done()
+        await asyncio.sleep(2.1)
+        assert await outcome(hasty) is DeadlineExceeded
+        on.answer_all()
+        assert await outcomes(first, *others) == [b"1"] + [b"x"] * 2000
+
+
+@virtual
+async def test_the_order_is_kept_from_the_moment_on_when_that_is_asked_for() -> None:
+    async with bed(slots=2) as on:
+        a = await resident(on, batch=1, instance_group=[{"count": 2}])
+        sent = [on.submit(a, data=bytes([n])) for n in range(3)]
+        await settle()
+        config = mc.ModelConfig()
+        config.CopyFrom(a.description.config)
+        config.dynamic_batching.preserve_ordering = True
+        a.redescribe(replace(a.description, config=config))
+        sent.append(on.submit(a, data=b"\3"))
+        on.farm.jobs[1].answer()
+        assert not any(one.future.done() for one in sent)
+        for _ in range(3):
+            await settle()
+            on.answer_all()
+        assert await outcomes(*sent) == [b"\0", b"\1", b"\2", b"\3"]
+
+
+@virtual
+async def test_a_client_that_takes_its_answer_badly_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async with bed() as on:
+        a = await resident(on)
+        sent = [on.submit(a, data=data) for data in (b"a", b"b", b"c")]
+
+        def fails(outcome: object) -> None:
+            sent[1].future.cancel()
+            raise ValueError("a bug of whoever encodes answers")
+
+        sent[1].pending.done = fails
+        await settle()
+        on.answer_all()
+        assert await outcomes(sent[0], sent[2]) == [b"a", b"c"]
+        assert "could not be handed over" in caplog.text
+
+
+@virtual
+async def test_an_answer_that_waits_for_its_turn_is_no_run_of_the_next_process() -> None:
+    async with bed(slots=2) as on:
+        a = await resident(on, batch=1, instance_group=[{"count": 2}], dynamic_batching={"preserve_ordering": True})
+        b = await resident(on, batch=1, name="b")
+        sent = [on.submit(a, data=bytes([n])) for n in range(2)]
+        await settle()
+        on.farm.jobs[1].answer()
+        on.process_of(a).end(1)  # which had not begun with the first one
+        await asyncio.sleep(1)
+        other = on.submit(b, data=b"b")
+        await asyncio.sleep(1)
+        assert {job.number for job in on.farm.jobs} == {1, 2}, "numbers begin anew"
+        sent[1].cancel()
+        assert not any(job.cancelled for job in on.farm.jobs)
+        on.answer_all()
+        assert await outcomes(sent[0], other) == [b"\0", b"b"]
+
+
+@virtual
 async def test_statistics_count_batches_rows_and_requests() -> None:
     async with bed() as on:
         a = await resident(on, batch=8)
@@ -510,6 +608,18 @@ async def test_a_prediction_is_not_believed_for_ever() -> None:
         await settle()
         on.answer_all()
         assert await outcome(tried) == b"a"
+
+
+@virtual
+async def test_one_that_is_much_larger_than_all_others_is_not_refused_for_what_they_took() -> None:
+    async with bed(max_queued_bytes=1 << 20) as on:
+        a = await resident(on)
+        on.farm.run_ns = 10_000_000
+        await answered(on, a, b"a", b"a", b"a")
+        large = on.submit(a, data=bytes(50_000), timeout_s=1.0)
+        await settle()
+        on.answer_all()
+        assert await outcome(large) == bytes(50_000)
 
 
 # Triton's knobs

@@ -70,9 +70,24 @@ def test_a_lasting_change_is_learned() -> None:
 def test_what_was_learned_is_believed_for_a_while(took_s: float, believed_s: float) -> None:
     pace = Pace()
     assert not pace.is_known(NOW)
+    pace.observe(1, 5.0, NOW - 1.0)
+    assert not pace.is_known(NOW), "a first batch is often slow: nobody is refused for that"
     pace.observe(1, took_s, NOW)
     assert pace.is_known(NOW + 0.99 * believed_s)
     assert not pace.is_known(NOW + 1.01 * believed_s)
+
+
+def test_of_very_different_sizes_no_more_is_expected_than_is_known() -> None:
+    small = learned([(1, 0.001)] * 10)
+    assert small.estimate(4) == pytest.approx(0.0025)
+    assert small.estimate(4_000_000) == small.estimate(4), "it may be as quick"
+    assert small.most_rows(0.0025, 4_000_000) == 4_000_000
+    small.observe(4_000_000, 2.0, NOW + 1)
+    assert small.estimate(4_000_000) == pytest.approx(2.0, rel=0.2), "what was not expected is no outlier"
+    assert small.estimate(1) < 0.01
+    large = learned([(4_000_000, 2.0)] * 10)
+    assert large.estimate(1) < 1e-4
+    assert large.estimate(large.most_rows(0.5, 4_000_000)) == pytest.approx(0.5, rel=0.01)
 
 
 def test_of_very_many_batches_some_are_enough() -> None:

@@ -297,6 +297,19 @@ class TestFindingOut:
             assert not b.store.proofs
 
     @virtual
+    async def test_others_with_the_files_that_one_had_are_tried_by_theirs(self) -> None:
+        async with bed() as b:
+            changed = await b.load("a")
+            kept = await b.load("b", of="a")
+            cast(Any, changed.folder).generation += 1
+            b.process.answer()
+            await settle()
+            assert len(b.process.jobs) == 2
+            b.process.answer()
+            await settle()
+            assert (changed.batch_rows, kept.batch_rows) == (0, 16)
+
+    @virtual
     async def test_a_replaced_revision_is_not_tried(self) -> None:
         async with bed() as b:
             await b.load("a")

@@ -140,11 +140,12 @@ def plan(
     """
     if not queue or free_slots <= 0:
         return IDLE
-    left_s = queue[0].deadline - now
-    if left_s > 0 and (pace is None or left_s > pace.estimate(limits.max_rows)) and limits.is_plain:
+    head = queue[0]
+    left_s = head.deadline - now
+    if left_s > 0 and limits.is_plain and (pace is None or left_s > pace.estimate(max(limits.max_rows, head.rows))):
         if limits.max_rows <= 1 or len(queue) == 1:
             return _ONE
-        if queue[-1].lane == queue[0].lane:  # so all others have more time still
+        if queue[-1].lane == head.lane:  # so all others have more time still
             return Dispatch(_as_many_as_fit(queue, limits.max_rows))
     late = _late(queue, now, pace)
     if late == len(queue):

@@ -120,10 +120,17 @@ class Dispatcher:
         else:
             self._runs.leave(pending)
 
-    def fail_all(self, revision: Revision, error: RoostError) -> None:
-        """Fails all that waits."""
+    def fail_all(
+        self, revision: Revision, error: RoostError, instead: Callable[[Pending, RoostError], None] | None = None
+    ) -> None:
+        """Fails all that waits, or hands those over ``instead`` whose end is recorded here."""
         requests = self._queues.take(revision, len(revision.queue))
         self._emptied(revision, time.monotonic())
+        if instead is not None:
+            for pending in requests:
+                if pending.recorded:
+                    instead(pending, error)
+            requests = [pending for pending in requests if not pending.recorded]
         self._runs.settle_all(requests, error)
 
     def again(self, requests: Sequence[Pending]) -> None:
@@ -135,7 +142,8 @@ class Dispatcher:
     def _pump_soon(self) -> None:
         soon, self._soon = self._soon, []
         for revision in soon:
-            revision.pumping = False
+            revision.pumping = False  # of all first: were one to fail, the others would wait for ever
+        for revision in soon:
             if revision.queue:
                 self.pump(revision)
 
@@ -193,6 +201,8 @@ class Dispatcher:
             if not waiting or not worker.takes(0.0, now):
                 break
             turn = next(iter(waiting))
+            if not worker.has_slot and not _is_short(turn, now):
+                break  # it keeps its turn, and gets the next slot
             del waiting[turn]
             self.pump(turn, once=True)
 
@@ -272,6 +282,12 @@ class Dispatcher:
                     batch.deadline = min(left, default=math.inf)
                     running += late
                 next_s = min(next_s, batch.deadline)
+        for pending in revision.in_order or ():
+            if pending.outcome is not None:  # its run is over, but it waits for those before it
+                if pending.deadline <= now:
+                    running.append(pending)
+                else:
+                    next_s = min(next_s, pending.deadline)
         if next_s < math.inf:
             self._watch(revision, max(next_s, now))
         for pending in overdue:
@@ -300,8 +316,16 @@ def _has_room(instance: Instance, now: float) -> bool:
             return False
     if worker.has_slot:
         return True
+    if not _is_short(next(iter(worker.waiting), revision), now):
+        return False  # whose turn it is would wait for ever if others were always there before a slot is free
     pace = revision.pace
     return pace.is_known(now) and worker.takes(pace.estimate(min(waiting, max(1, limit))), now)
+
+
+def _is_short(revision: Revision, now: float) -> bool:
+    """Whether its next batch may wait in a worker, as it will be over in an instant."""
+    limit, pace = revision.limits.max_rows, revision.pace
+    return pace.is_known(now) and pace.estimate(min(revision.queued_rows, limit) if limit > 1 else 1) <= SHORT_S
 
 
 def _last_moment(pending: Pending, now: float) -> float:

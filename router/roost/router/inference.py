@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import logging
 import math
 import random
 import time
@@ -23,6 +25,8 @@ from roost.router.states import Availability, InstanceState
 from roost.router.streams import ResponseStream
 from roost.router.traffic import Traffic
 from roost.router.validation import Contract
+
+log = logging.getLogger(__name__)
 
 _MUCH_TO_CHECK_BYTES = 1 << 16
 """Strings of more bytes are checked in steps, between which others get their turn."""
@@ -54,6 +58,7 @@ class Inference:
         self._classifying = classifying
         self._renew = renew
         self._random = random.Random()
+        mesh.when_unloadable = self._elsewhere
 
     def begin(self, request: InferRequest, done: Done) -> Ticket | None:
         """See ``Router``."""
@@ -206,6 +211,19 @@ class Inference:
                 return await self._renew(revision)
         except TimeoutError:
             return False
+
+    async def _elsewhere(
+        self, revision: Revision, request: InferRequest, error: RoostError
+    ) -> InferResponse | RoostError:
+        """The outcome of a request that ``begin`` took when its model could not be loaded again."""
+        try:
+            if isinstance(error, Unavailable) and await self.replaced(revision, request.context.deadline):
+                return await self._run(await self._resolve(request), request, again=False)
+        except RoostError as other:
+            return other
+        except Exception:
+            log.exception("a request to %s could not be sent to its successor", revision.key)
+        return copy.copy(error).with_traceback(None)
 
     async def _classes(self, revision: Revision, contract: Contract, request: InferRequest) -> Classes:
         counts = wanted_counts(request, contract.signature)

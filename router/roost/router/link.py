@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from roost.core import frames
-from roost.core.errors import ResourceExhausted, RoostError, Unavailable, error_of
+from roost.core.errors import Internal, ResourceExhausted, RoostError, Unavailable, error_of
 from roost.core.frames import Credit, FrameError, FrameType, Header, Run, WireTensor
 from roost.core.tensors import Buffer
 from roost.router.admission import AnswerMemory, ByteBudget
@@ -142,15 +142,23 @@ class WorkerLink(asyncio.BufferedProtocol):
     def send_run(self, number: int, run: Run, outputs: Sequence[WireTensor] = ()) -> None:
         """Sends a run; nothing happens if the worker is gone, as ``on_lost`` reports all that was under way.
 
+        One that no frame can be made of fails like any other, a moment later.
         What is inline and large is not copied: it has to stay as it is until the run has ended.
         """
         if self._transport is None or self._transport.is_closing():
             return
-        if self._arena.size_bytes:
-            run = self._places.lay_out(number, run, outputs)
-            if self._tidier is None and self._arena.cooling:
-                self._tidy_later(PERIOD_S)
-        self._write(frames.run_frame(number, run))
+        try:
+            if self._arena.size_bytes:
+                run = self._places.lay_out(number, run, outputs)
+                if self._tidier is None and self._arena.cooling:
+                    self._tidy_later(PERIOD_S)
+            frame = frames.run_frame(number, run)
+        except Exception:
+            log.exception("a run could not be put into a frame")
+            failure = Internal("the request could not be handed to a worker, see the server's log")
+            asyncio.get_running_loop().call_soon(self._on_error, number, failure)
+            return
+        self._write(frame)
 
     def has_started(self, number: int) -> bool:
         """Whether the worker had begun with a run, asked once it is lost."""

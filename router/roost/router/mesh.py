@@ -10,18 +10,20 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from roost.core.errors import Cancelled, Limit, RoostError, Unavailable
 from roost.core.frames import Response
-from roost.core.requests import Done, InferRequest
+from roost.core.requests import Done, InferRequest, InferResponse
 from roost.router.admission import ByteBudget
 from roost.router.catalog import Catalog
 from roost.router.dispatching import Dispatcher
 from roost.router.failures import Fault, next_failure
 from roost.router.intake import Taken
 from roost.router.loading import Loader, failure_error
-from roost.router.pending import Batch, Pending
+from roost.router.pending import Batch, Elsewhere, Pending
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.queues import Queues
@@ -35,6 +37,8 @@ from roost.router.worker import Worker
 log = logging.getLogger(__name__)
 
 QUARANTINE_CRASHES = 3
+
+WhenUnloadable: TypeAlias = Callable[[Revision, InferRequest, RoostError], Awaitable[InferResponse | RoostError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,12 @@ class MeshSettings:
 
 
 class Mesh:
-    """The workers of this node and what is on them. Implements ``WorkerEvents``."""
+    """The workers of this node and what is on them. Implements ``WorkerEvents``.
+
+    Attributes:
+        when_unloadable: Finds another outcome, if there is one, for a request to a model that can't be loaded than
+            that error. Not asked where somebody waits who does so: for requests that are not recorded here.
+    """
 
     def __init__(
         self,
@@ -101,6 +110,7 @@ class Mesh:
         )
         self._runs = Runs(ledger, self.loader, stats)
         self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.ensure, self.loader.sweep)
+        self.when_unloadable: WhenUnloadable | None = None
         self._suspects: dict[Worker, set[Revision]] = {}
         self._all_up = asyncio.Event()
         self._stopping = False
@@ -177,7 +187,17 @@ class Mesh:
                 pending.request.context.load_wait_s = now - pending.request.context.queued
             self._dispatcher.pump(revision)
             return
-        self._dispatcher.fail_all(revision, error)
+        may_be_replaced = self.when_unloadable is not None and revision.failure is not None and not self._stopping
+        self._dispatcher.fail_all(revision, error, self._settle_elsewhere if may_be_replaced else None)
+
+    def _settle_elsewhere(self, pending: Pending, error: RoostError) -> None:
+        """A request that nobody would send again waits for a model that can't be loaded, but may have a successor."""
+
+        async def settle() -> None:
+            assert self.when_unloadable is not None
+            self._runs.settle(pending, await self.when_unloadable(pending.revision, pending.request, error))
+
+        pending.owner = Elsewhere(pending.owner, self._group.create_task(settle()))
 
     def worker_up(self, worker: Worker) -> None:
         """See ``WorkerEvents``."""

@@ -14,6 +14,11 @@ would never be proven wrong else."""
 SHORTEST_BELIEF_S = 0.02
 LONGEST_BELIEF_S = 1.0
 
+LARGER = 4
+SMALLER = 64
+"""So many times larger or smaller than those that ran may batches be that something can be said of. Beyond that the
+predictions are as low as can be: one that is too high refuses just the requests that would prove it wrong."""
+
 EVERY_S = 0.001
 """Very short batches need not all be learned from."""
 
@@ -29,7 +34,7 @@ class Pace:
     Where the sizes hardly differ, one cannot tell a from b; then half of the time is taken to be per row, which is
     between both extremes. A batch that took several times what was expected (the machine was busy, pages were cold)
     counts as if it had taken ``_OUTLIER`` times as long, so that one changes little and a lasting change is learned.
-    The very first one, which often is slow, is forgotten as soon as there is a second.
+    The very first one, which often is slow, is forgotten as soon as there is a second, and nothing is said until then.
 
     Attributes:
         single_s: What a batch of one row is expected to take; 0 if nothing was learned yet.
@@ -38,7 +43,9 @@ class Pace:
     __slots__ = (
         "_a_s",
         "_b_s",
+        "_high",
         "_known_until",
+        "_low",
         "_n",
         "_next",
         "_seen",
@@ -52,6 +59,7 @@ class Pace:
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._a_s = self._b_s = self.single_s = 0.0
+        self._low, self._high = math.inf, 0.0  # the sizes that something can be said of
         self._seen = 0
         self._known_until = self._next = -math.inf
 
@@ -61,17 +69,22 @@ class Pace:
             return
         if self._seen == 1:
             self._n = self._x = self._y = self._xx = self._xy = 0.0
-        elif self._seen:
+            self._low, self._high = math.inf, 0.0
+        elif self._seen and self._low <= rows <= self._high:
             expected_s = self._b_s + self._a_s * rows
             took_s = min(took_s, _OUTLIER * expected_s) if expected_s else took_s
         self._seen += 1
+        self._low = min(rows / SMALLER, self._low / _DECAY)
+        self._high = max(rows * LARGER, self._high * _DECAY)
         self._n = self._n * _DECAY + 1
         self._x = self._x * _DECAY + rows
         self._y = self._y * _DECAY + took_s
         self._xx = self._xx * _DECAY + rows * rows
         self._xy = self._xy * _DECAY + rows * took_s
         self._fit()
-        self._known_until = now + min(LONGEST_BELIEF_S, max(SHORTEST_BELIEF_S, BELIEVED_RUNS * self.single_s))
+        if self._seen > 1:
+            believed_s = BELIEVED_RUNS * (self._b_s + self._a_s)
+            self._known_until = now + min(LONGEST_BELIEF_S, max(SHORTEST_BELIEF_S, believed_s))
         self._next = now + EVERY_S
 
     def _fit(self) -> None:
@@ -83,7 +96,7 @@ class Pace:
             slope_s += (measured_s - slope_s) * variation / (variation + _ENOUGH_VARIATION)
         self._a_s = min(max(0.0, slope_s), mean_s / mean_rows)
         self._b_s = mean_s - self._a_s * mean_rows
-        self.single_s = self._a_s + self._b_s
+        self.single_s = self.estimate(1)
 
     def is_known(self, now: float) -> bool:
         """Whether there was a batch lately, so that predictions are worth something."""
@@ -91,13 +104,19 @@ class Pace:
 
     def estimate(self, rows: int) -> float:
         """The seconds that a batch of so many rows is expected to take; 0 if nothing was learned yet."""
+        if rows >= self._high:
+            return self._b_s + self._a_s * self._high
+        if rows < self._low:
+            return (self._b_s + self._a_s * self._low) * rows / self._low
         return self._b_s + self._a_s * rows
 
     def most_rows(self, within_s: float, limit_rows: int) -> int:
         """The largest batch of at most ``limit_rows`` that is expected to take no longer than ``within_s``."""
-        left_s = within_s - self._b_s
-        if left_s < 0:
+        if within_s < 0:
             return 0
-        if left_s >= self._a_s * limit_rows:
+        left_s, low = within_s - self._b_s, self._low
+        if left_s >= self._a_s * min(limit_rows, self._high):
             return limit_rows
+        if left_s < self._a_s * low:  # then so many rows take more than nothing
+            return min(limit_rows, int(within_s / (self._b_s + self._a_s * low) * low * (1 + 1e-12)))
         return int(left_s / self._a_s * (1 + 1e-12))

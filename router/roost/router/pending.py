@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +14,8 @@ from roost.router.streams import ResponseStream
 
 if TYPE_CHECKING:
     from roost.router.revision import Instance, Revision
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 """A request without a deadline waits as if it had one so far away: others can't overtake it for ever."""
@@ -103,9 +107,35 @@ class Pending:
         self.deadline = self.leave_by = deadline
         self.due = deadline if deadline < math.inf else now + PATIENCE_S
 
+    def tell(self, outcome: InferResponse | RoostError) -> None:
+        """Hands the outcome over; an error there is that request's alone, and not of those it shares a batch with."""
+        try:
+            self.done(outcome)
+        except Exception:
+            self.not_told()
+
+    def not_told(self) -> None:
+        """Logs the error that ``done`` has just raised."""
+        log.exception("the answer of a request to %s could not be handed over", self.revision.key)
+
     def cancel(self) -> None:
         """See ``roost.core.requests.Ticket``."""
         self.owner.abandon(self)
+
+
+class Elsewhere:
+    """The owner of a request whose outcome a task finds that runs beside the mesh."""
+
+    __slots__ = ("_before", "_task")
+
+    def __init__(self, before: Owner, task: asyncio.Task[None]) -> None:
+        self._before = before
+        self._task = task
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody waits for the request any more."""
+        self._before.abandon(pending)
+        self._task.cancel()
 
 
 class Batch:

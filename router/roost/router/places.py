@@ -163,8 +163,8 @@ class Places:
         offset = self._arena.take(size_bytes) if size_bytes else None
         if offset is None:
             return tensor
+        held.inputs.append(offset)  # first, so that it is given back whatever happens
         self._arena.write(offset, pieces)
-        held.inputs.append(offset)
         return WireTensor(tensor.name, tensor.datatype, tensor.shape, Region(offset, size_bytes))
 
 

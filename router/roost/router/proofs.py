@@ -235,8 +235,11 @@ class Proofs:
             return
         changed = await self.catalog.changed(revision)
         del self._queue[key]
-        if changed:
-            return  # what was tried may have been the new files; their load enqueues them
+        if changed:  # what was tried may have been the new files; their load enqueues them
+            work.revisions.remove(revision)
+            if work.revisions:  # which still have what was to be tried
+                self._queue[key] = work
+            return
         if answer.get("missing"):
             self._say(work, Decision(0, f"not proven: {answer['error']}"))
             return

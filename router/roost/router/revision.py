@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -162,15 +163,21 @@ class Revision:
         if self.pace is not _UNKNOWN_PACE:
             self.pace = Pace()  # what counts as a row may be something else now
         # What waits, or runs and may have to wait again, was measured for what held before: it runs alone.
-        running = (pending for instance in self.instances for batch in instance.runs for pending in batch.requests)
-        for pending in (*self.queue, *running):
+        for pending in (*self.queue, *self._running()):
             pending.key = object()
+
+    def _running(self) -> Iterator[Pending]:
+        return (pending for instance in self.instances for batch in instance.runs for pending in batch.requests)
 
     def redescribe(self, description: ModelDescription) -> None:
         """The configuration has changed in what a loaded instance does not depend on."""
         rows, before = self.limits.max_rows, self.description.max_batch_size
         self.description = description
         self.policy = batch_policy(description.config)
+        if not self.policy.preserve_ordering and not self.in_order:
+            self.in_order = None
+        elif self.policy.preserve_ordering and self.in_order is None:
+            self.in_order = deque((*self._running(), *self.queue))
         self.batch_up_to(rows if before == description.max_batch_size else description.max_batch_size)
 
     def describe(self, signature: Signature) -> None:

@@ -137,7 +137,10 @@ class Runs:
                 counted.append(request)
             else:
                 note_steps(request.context, times)
-            pending.done(InferResponse(request.model_name, version, tensors, request.id, NO_PARAMETERS))
+            try:  # as ``tell`` does, without a call for each
+                pending.done(InferResponse(request.model_name, version, tensors, request.id, NO_PARAMETERS))
+            except Exception:
+                pending.not_told()
         if counted:
             self._stats.answered(counters, counted, times)
         return []
@@ -221,15 +224,17 @@ class Runs:
         order = revision.in_order
         while order and (order[0].settled or order[0].outcome is not None):
             pending = order.popleft()
-            if pending.outcome is not None:
-                self.settle(pending, pending.outcome)
+            outcome = pending.outcome
+            if outcome is not None:  # not by ``settle``, which would come back here for each of very many
+                self._end_of(pending, outcome if isinstance(outcome, RoostError) else None)
+                pending.tell(outcome)
 
     def settle(self, pending: Pending, outcome: InferResponse | RoostError) -> None:
         """Ends a request with its last response or an error, unless it has ended already."""
         if pending.settled:
             return
         self._end_of(pending, outcome if isinstance(outcome, RoostError) else None)
-        pending.done(outcome)
+        pending.tell(outcome)
         if pending.revision.in_order:
             self._flush(pending.revision)
 
@@ -248,9 +253,10 @@ class Runs:
         if batch is None:
             return
         batch.open -= 1
-        link = batch.instance.worker.link
-        if not batch.open and link is not None:
-            link.send_cancel(batch.number)
+        worker = batch.instance.worker
+        # One that has ended has told so: its number may mean another run by now, of the worker's next process.
+        if not batch.open and worker.link is not None and worker.runs.get(batch.number) is batch:
+            worker.link.send_cancel(batch.number)
 
     def _end_of(self, pending: Pending, error: RoostError | Code | None) -> None:
         pending.settled = True

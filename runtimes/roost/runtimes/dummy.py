@@ -16,6 +16,7 @@ be overridden by request parameters of the same name:
 ``interval_s``           how long the model waits between two responses; cancellation ends it
 ``close_empty``          true: the stream ends behind the last response, not with it
 ``fail_after``           the run fails after so many responses, as ``fail`` and ``fail_code`` say
+``begun``                a file that every run adds a byte to once it has begun; not in parameters
 ``leak_bytes``           memory that every run loses for good
 ``fail``, ``fail_code``  message and code (default INTERNAL) of the error that runs end with
 ``crash``                ``load`` or ``run``: the process aborts then; in parameters: true
@@ -91,6 +92,9 @@ class DummyModel:
             count = self._count
         behaviour = {**self._behaviour, **run.parameters}
         run.begin_infer()
+        if "begun" in self._behaviour:
+            with Path(self._behaviour["begun"]).open("ab") as begun:
+                begun.write(b".")
         if behaviour.get("crash") in ("run", True):
             _crash()
         if behaviour.get("hang") in ("run", True):
