@@ -392,14 +392,14 @@ async def test_options_that_need_headers(options: TransportOptions) -> None:
 class LateTurn:
     """A loop that is behind by so many seconds."""
 
-    began = 0.0
+    began = now = 0.0
 
     def __init__(self, behind_s: float) -> None:
         self.behind_s = behind_s
 
-    def enter(self, loop: asyncio.AbstractEventLoop) -> float:
-        self.began = loop.time()
-        return self.behind_s
+    def is_late(self, loop: asyncio.AbstractEventLoop, allowance_s: float) -> bool:
+        self.began = self.now = loop.time()
+        return self.behind_s > allowance_s
 
 
 async def test_late_requests_are_refused_before_they_are_read(served: Served) -> None:
@@ -429,6 +429,27 @@ async def test_late_requests_are_refused_before_they_are_read(served: Served) ->
         assert len(served.plane.requests) == asked
         lean.turn = turn
         assert "200" in (await client.ask(in_20_ms))[0]
+
+
+async def test_what_is_under_way_is_counted(served: Served) -> None:
+    lean = served.lean
+    assert lean is not None
+
+    def under_way(data: bytes) -> int:
+        found = lean.heads.find(data[: data.index(b"\r\n\r\n") + 4])
+        assert found is not None
+        return found.kind.window.under_way
+
+    async with connected(served) as client:
+        served.plane.go.set()
+        assert not await client.leanly(HANG)
+        assert await client.leanly(HANG)
+        assert under_way(HANG) == 0
+        served.plane.go.clear()
+        client.send(HANG)
+        await until(lambda: under_way(HANG) == 1)
+    # The client is gone.
+    await until(lambda: under_way(HANG) == 0)
 
 
 async def test_a_burst_is_served(served: Served) -> None:

@@ -239,12 +239,13 @@ async def test_malformed_request() -> None:
 
 async def test_turns() -> None:
     loop, turn = asyncio.get_running_loop(), Turn()
-    assert turn.enter(loop) == 0.0
+    assert not turn.is_late(loop, 60.0)
     began = turn.began
-    assert turn.enter(loop) > 0.0
+    assert not turn.is_late(loop, 60.0)
     assert turn.began == began
+    assert turn.is_late(loop, 0.0)
     await asyncio.sleep(0)
-    assert turn.enter(loop) >= 0.0
+    assert not turn.is_late(loop, 60.0)
     assert turn.began > began
 
 

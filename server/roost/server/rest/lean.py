@@ -5,10 +5,12 @@ What all connections share; ``lean_protocol`` has what each does by itself.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import NamedTuple
 
 from aiohttp import web
-from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
+from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted, RoostError
 from roost.core.requests import Done, InferResponse, RequestContext, Ticket
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
@@ -20,13 +22,16 @@ from roost.server.rest.codec_response import large_outputs, write_response
 from roost.server.rest.compression import IDENTITY, compress_small
 from roost.server.rest.errors import response_of
 from roost.server.rest.lean_answers import HeadWriter, prepare
-from roost.server.rest.lean_heads import Head, HeadMemo
+from roost.server.rest.lean_heads import Head, HeadMemo, Kind
 from roost.server.rest.lean_turn import Turn
+from roost.server.rest.lean_writing import Outbox
 from roost.server.rest.limits import RestLimits
 from roost.server.transport_options import TransportOptions
 
 # How much of what is new counts in how long requests of a kind may take; less time is learned slowly, more at once.
 _LEARNING_RATE = 1 / 16
+# One that is late and allowed less than this share of what others do says nothing about them.
+_TYPICAL_SHARE = 1 / 2
 _LATE = ResourceExhausted("the server is behind: the answer would come too late", retry_after_s=1.0, limit=Limit.LAG)
 
 
@@ -54,6 +59,7 @@ class LeanPath:
 
     Attributes:
         heads: The heads that are known.
+        outbox: Where small answers wait for the end of the loop's turn.
         turn: Tells which requests are late. How much time one may take, its client says only in its body; before that
             is read, it is taken to allow as much as others of its kind, and those that say nothing as the server does.
         served: How many requests were answered.
@@ -65,6 +71,7 @@ class LeanPath:
     def __init__(self, data_plane: DataPlane, limits: RestLimits, options: TransportOptions) -> None:
         self.heads = HeadMemo(limits.max_body_bytes, data_plane.request_timeout_s, in_any_case(options.forward_headers))
         self._answers = HeadWriter()
+        self.outbox = Outbox()
         self.turn = Turn()
         self.served = 0
         self.acquire = data_plane.bodies.acquire
@@ -103,7 +110,28 @@ class LeanPath:
         more_s = context.deadline - received - kind.allowance_s
         kind.allowance_s += more_s if more_s > 0 else more_s * _LEARNING_RATE
         ticket = self._data_plane.begin(request, done)
-        return None if ticket is None else (request, ticket)
+        if ticket is None:
+            return None
+        kind.window.enter()
+        return request, ticket
+
+    def ended(self, kind: Kind, request: RestInferRequest, outcome: InferResponse | RoostError | None) -> None:
+        """Follows once on each request that was begun.
+
+        Args:
+            kind: Of which kind it was.
+            request: The request.
+            outcome: What became of it; None if its client is gone.
+        """
+        context = request.context
+        is_late = None if outcome is None else isinstance(outcome, DeadlineExceeded)
+        if is_late and context.deadline - context.received < _TYPICAL_SHARE * kind.allowance_s:
+            is_late = None
+        kind.window.leave(context.received, time.monotonic(), is_late)
+
+    def is_late(self, kind: Kind, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a request that was found just now would be answered too late."""
+        return self.turn.is_late(loop, kind.allowance_s) or kind.window.is_full(self.turn.now)
 
     def encode(
         self, response: InferResponse, request: RestInferRequest, coding: str, is_last: bool

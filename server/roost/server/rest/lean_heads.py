@@ -15,6 +15,7 @@ from aiohttp.http_writer import HttpVersion11
 from roost.server.rest.codec import HEADER_LENGTH
 from roost.server.rest.codec_json import LARGE_JSON_BYTES
 from roost.server.rest.compression import preferred_coding
+from roost.server.rest.lean_window import Window
 from roost.server.rest.paths import normal_version
 
 _MAX_HEADS = 1024
@@ -44,9 +45,10 @@ class Kind:
         coding: The content coding that they want for their answers.
         names: The headers whose values were cut out, in order and in lower case.
         allowance_s: How long requests of this kind may take, as far as is known.
+        window: Those of them that are under way.
     """
 
-    __slots__ = ("allowance_s", "coding", "model", "names", "version")
+    __slots__ = ("allowance_s", "coding", "model", "names", "version", "window")
 
     def __init__(self, model: str, version: str, coding: str, names: tuple[str, ...], allowance_s: float) -> None:
         self.model = model
@@ -54,6 +56,7 @@ class Kind:
         self.coding = coding
         self.names = names
         self.allowance_s = allowance_s
+        self.window = Window()
 
 
 class Head:

@@ -17,11 +17,10 @@ from roost.core.errors import ResourceExhausted, RoostError
 from roost.core.requests import InferResponse, Ticket
 from roost.core.tensors import Buffer
 from roost.server.rest.codec import RestInferRequest
-from roost.server.rest.compression import IDENTITY
 from roost.server.rest.lean import Answered, LeanPath
 from roost.server.rest.lean_body import ArrivingBody, BodyReceiver
 from roost.server.rest.lean_framing import Framing
-from roost.server.rest.lean_heads import Head
+from roost.server.rest.lean_heads import Head, Kind
 from roost.server.rest.lean_writing import WritingProtocol
 from roost.server.rest.protocol import DrainingServer
 
@@ -45,10 +44,10 @@ class LeanProtocol(WritingProtocol):
         "_answered",
         "_arriving",
         "_caller",
-        "_coding",
         "_framing",
         "_held",
         "_is_answering",
+        "_kind",
         "_lean",
         "_request",
         "_source",
@@ -57,11 +56,11 @@ class LeanProtocol(WritingProtocol):
     )
 
     def __init__(self, server: DrainingServer, lean: LeanPath, **options: Any) -> None:
-        super().__init__(server, **options)
+        super().__init__(server, lean.outbox, **options)
         self._lean = lean
         self._framing = Framing(lean.heads)
         self._caller = ""
-        self._coding = IDENTITY
+        self._kind: Kind | None = None
         # A request is under way, from its last byte to that of its answer.
         self._is_answering = False
         # What has come meanwhile.
@@ -94,6 +93,7 @@ class LeanProtocol(WritingProtocol):
         """Nobody waits for the answer any more."""
         if self._ticket is not None:
             self._ticket.cancel()
+            self._end(None)
         self._held = b""
         self._answered = None
         self._let_go()
@@ -170,7 +170,7 @@ class LeanProtocol(WritingProtocol):
         if head is None:
             self._parse(data)
             return
-        is_late = lean.turn.enter(self._loop) > head.kind.allowance_s
+        is_late = lean.is_late(head.kind, self._loop)
         size = end + head.body_bytes
         if len(data) < size:
             self._await_body(head, data, end)
@@ -236,7 +236,7 @@ class LeanProtocol(WritingProtocol):
 
     def _begin(self, head: Head, data: Buffer, start: int, received: float) -> None:
         self._is_answering = True
-        self._coding = head.kind.coding
+        self._kind = head.kind
         try:
             begun = self._lean.begin(head, data, start, received, self._caller, self._on_done)
         except Exception as error:
@@ -249,16 +249,16 @@ class LeanProtocol(WritingProtocol):
         self._request, self._ticket = begun
 
     def _on_done(self, outcome: InferResponse | RoostError) -> None:
-        self._ticket = None
-        request, transport = self._request, self.transport
-        if transport is None or transport.is_closing() or request is None:
+        self._end(outcome)
+        request, kind, transport = self._request, self._kind, self.transport
+        if transport is None or transport.is_closing() or request is None or kind is None:
             return
         if isinstance(outcome, RoostError):
             self._fail(outcome)
             return
         is_last = self.ends
         try:
-            buffers = self._lean.encode(outcome, request, self._coding, is_last)
+            buffers = self._lean.encode(outcome, request, kind.coding, is_last)
         except Exception as error:
             self._fail(error)
             return
@@ -267,6 +267,12 @@ class LeanProtocol(WritingProtocol):
             self._parse_request()
             return
         self._send(buffers, is_last, outcome)
+
+    def _end(self, outcome: InferResponse | RoostError | None) -> None:
+        """The request under way has its outcome, or none any more."""
+        self._ticket = None
+        if self._request is not None and self._kind is not None:
+            self._lean.ended(self._kind, self._request, outcome)
 
     def _fail(self, error: Exception) -> None:
         is_last = self.ends

@@ -17,19 +17,45 @@ from roost.server.rest.protocol import DrainingServer, RestProtocol
 _log = logging.getLogger(__name__)
 
 
+class Outbox:
+    """Small answers of one turn of the event loop, written at its end.
+
+    A batch has answers for many clients. Written as soon as each is encoded, each wakes a process on the other side that
+    goes back to sleep for want of another; written one right after the other, only the first one does.
+    """
+
+    __slots__ = ("_answers",)
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[WritingProtocol, bytes]] = []
+
+    def put(self, protocol: WritingProtocol, answer: bytes, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes an answer; the connection is told when it is written."""
+        if not self._answers:
+            loop.call_soon(self._flush)
+        self._answers.append((protocol, answer))
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, []
+        for protocol, answer in answers:
+            protocol.write_small(answer)
+
+
 class WritingProtocol(RestProtocol):
     """A connection with at most one answer on its way.
 
     Args:
         server: Made it.
+        outbox: Where small answers wait for the end of the turn.
         write_timeout_s: How long the client may take for each slice.
         options: What aiohttp takes.
     """
 
-    __slots__ = ("_is_last", "_pieces", "_response", "_timer", "_write_timeout_s")
+    __slots__ = ("_is_last", "_outbox", "_pieces", "_response", "_timer", "_write_timeout_s")
 
-    def __init__(self, server: DrainingServer, *, write_timeout_s: float, **options: Any) -> None:
+    def __init__(self, server: DrainingServer, outbox: Outbox, *, write_timeout_s: float, **options: Any) -> None:
         super().__init__(server, write_timeout_s=write_timeout_s, **options)
+        self._outbox = outbox
         self._write_timeout_s = write_timeout_s
         self._is_last = False
         # What is still to be written, and the response that it refers to.
@@ -61,16 +87,24 @@ class WritingProtocol(RestProtocol):
             return
         self._is_last = is_last
         if sum(map(len, buffers)) <= SMALL_BYTES:
-            transport.write(b"".join(buffers))
-            if not self._paused:
-                self._on_sent()
-                return
-            self._pieces = iter(())
-        else:
-            self._response = response
-            # After the last slice nothing refers to tensors any more, see ``delivery``.
-            transport.set_write_buffer_limits(high=0)
-            self._pieces = chain((b"".join(buffers[:2]),), slices(buffers[2:], SLICE_BYTES))
+            self._outbox.put(self, b"".join(buffers), self._loop)
+            return
+        self._response = response
+        # After the last slice nothing refers to tensors any more, see ``delivery``.
+        transport.set_write_buffer_limits(high=0)
+        self._pieces = chain((b"".join(buffers[:2]),), slices(buffers[2:], SLICE_BYTES))
+        self._write_more(self._pieces)
+
+    def write_small(self, answer: bytes) -> None:
+        """Called by the outbox."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(answer)
+        if not self._paused:
+            self._on_sent()
+            return
+        self._pieces = iter(())
         self._write_more(self._pieces)
 
     def _write_more(self, pieces: Iterator[Buffer]) -> None:
