@@ -178,15 +178,9 @@ def install(peers: Sequence[type[Peer]]) -> list[type[Peer]]:
 
 
 def server_classes(names: Sequence[str]) -> list[type[Server]]:
-    """Roost and the peers that were asked for; the second Roost only where there is a choice of transports."""
+    """Those of Roost and of the peers that were asked for."""
     peers = install([peer for peer in PEERS if peer.name in names])
-    roosts = [Roost, RoostGrpcio] if _has_transports() else [Roost]
-    return [*(roost for roost in roosts if roost.name in names), *peers]
-
-
-def _has_transports() -> bool:
-    line = [sys.executable, "-m", "roost.server.cli", "serve", "--help"]
-    return "--grpc-transport" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    return [*(roost for roost in (Roost, RoostGrpcio) if roost.name in names), *peers]
 
 
 @contextmanager

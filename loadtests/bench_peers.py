@@ -154,12 +154,10 @@ class Mosec(Peer):
 
 
 class MLServer(Peer):
-    """MLServer with a runtime of its own for ONNX, in the process of the server or in one worker."""
+    """MLServer with a runtime of our own for ONNX, in the server's process and without adaptive batching."""
 
     name = "mlserver"
     protocols: ClassVar[frozenset[Protocol]] = frozenset(("json", "grpc"))
-    parallel_workers: ClassVar[int] = 0
-    batch_time_s: ClassVar[float] = 0.0
 
     def prepare(self) -> None:
         """Writes its settings and those of the models."""
@@ -168,7 +166,7 @@ class MLServer(Peer):
             "http_port": self.http_port,
             "grpc_port": self.grpc_port,
             "debug": False,
-            "parallel_workers": self.parallel_workers,
+            "parallel_workers": 0,
             "metrics_endpoint": None,
             "gzip_enabled": False,
         }
@@ -176,12 +174,10 @@ class MLServer(Peer):
         for model in self.models:
             file = self.folder / model.name / "model-settings.json"
             file.parent.mkdir(exist_ok=True)
-            batching = {"max_batch_size": model.max_batch_size, "max_batch_time": self.batch_time_s}
             document = {
                 "name": model.name,
                 "implementation": "mlserver_runtime.OnnxModel",
                 "parameters": {"uri": str(model.file.resolve())},
-                **(batching if model.max_batch_size and self.batch_time_s else {}),
             }
             file.write_text(json.dumps(document), encoding="utf-8")
 

@@ -12,7 +12,7 @@ from loadtests.bench_stats import Gate
 REST_PEERS = ("roost", "triton", "mosec", "mlserver", "kserve")
 GRPC_PEERS = ("roost", "roost-grpcio", "triton", "mlserver", "kserve")
 TWO = ("roost", "triton")
-# With gRPC's slower transport beside it, where nobody else is of interest.
+# With Roost on grpcio beside it, where nobody else is of interest.
 TWO_GRPC = ("roost", "roost-grpcio", "triton")
 FP32_BYTES = 4
 LARGE_BYTES = 4_800_000
@@ -86,7 +86,7 @@ def _gates() -> Iterator[Gate]:
 
 
 def _with_grpcio(gates: Iterable[Gate]) -> Iterator[Gate]:
-    """After each gate about gRPC the same ratio on the transport that always works, which promises less."""
+    """After each gate about gRPC the same ratio on grpcio, which promises less."""
     for gate in gates:
         yield gate
         if "gRPC" in gate.title:

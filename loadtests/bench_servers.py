@@ -177,7 +177,7 @@ class Server:
 
 
 class Roost(Server):
-    """Roost with one worker, as installed: with the fast gRPC transport if that is there."""
+    """Roost with one worker, otherwise as it is."""
 
     name = "roost"
     flags: ClassVar[tuple[str, ...]] = ()
@@ -231,7 +231,7 @@ class Roost(Server):
 
 
 class RoostGrpcio(Roost):
-    """The same on the gRPC transport that always works."""
+    """The same with grpcio for gRPC."""
 
     name = "roost-grpcio"
     protocols = frozenset(("grpc",))

@@ -88,8 +88,11 @@ class Overload:
 
     @property
     def kept(self) -> float:
-        """Goodput under overload by goodput at the knee."""
-        return self.over.tally.goodput_per_s / max(self.knee.tally.goodput_per_s, 1e-9)
+        """Goodput under overload by goodput at the knee.
+
+        A run at the knee that is worse than knees are by definition does not count in the server's favour.
+        """
+        return self.over.tally.goodput_per_s / max(self.knee.tally.goodput_per_s, SHARE_IN_TIME * self.knee.rate_per_s)
 
     @property
     def refusal_cpu_s(self) -> float:

@@ -46,7 +46,7 @@ class ModelResult:
 
     def lead(self) -> Spread | None:
         """Our knee by the best other one of the same round; None without others."""
-        others = [series.knees_per_s for name, series in self.servers.items() if name != OURS]
+        others = [series.knees_per_s for name, series in self.servers.items() if not name.startswith(OURS)]
         if not others or OURS not in self.servers:
             return None
         rounds = zip(self.servers[OURS].knees_per_s, zip(*others, strict=True), strict=True)

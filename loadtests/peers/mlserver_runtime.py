@@ -20,7 +20,7 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """Answers a request, or several that adaptive batching has made one."""
+        """Answers a request."""
         feed = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
         values = self._session.run(self._outputs, feed)
         outputs = [NumpyCodec.encode_output(name, value) for name, value in zip(self._outputs, values, strict=True)]
