@@ -20,8 +20,8 @@ _log = logging.getLogger(__name__)
 class Outbox:
     """Small answers of one turn of the event loop, written at its end.
 
-    A batch has answers for many clients. Written as soon as each is encoded, each wakes a process on the other side that
-    goes back to sleep for want of another; written one right after the other, only the first one does.
+    A batch has answers for many clients. Written as soon as each is encoded, each wakes a process on the other side,
+    which goes back to sleep for want of another; written one right after the other, only the first one does so.
     """
 
     __slots__ = ("_answers",)
