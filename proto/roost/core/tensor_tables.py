@@ -26,6 +26,7 @@ ALIGNMENT = 64
 _CACHED_TABLES = 1024
 _CACHED_TABLE_BYTES = 4096  # longer ones are read each time: there may be a thousand of them
 _CACHED_ROWS = 4096
+_JOINED_BYTES = 16 << 10
 
 _U16 = struct.Struct("<H")
 _ROW = struct.Struct("<BBB")
@@ -182,6 +183,9 @@ def _put(inline: list[Buffer], data: Buffer | Sequence[Buffer]) -> int:
         if length and (data.ndim != 1 or data.format != "B"):
             data = data.cast("B")
     elif isinstance(data, bytes | bytearray):
+        length = len(data)
+    elif sum(map(len, data)) <= _JOINED_BYTES:
+        data = b"".join(data)  # small pieces cost more to hand on than to copy
         length = len(data)
     else:
         return sum([_put(inline, part) for part in data])

@@ -316,7 +316,10 @@ def _run_of(batch: Batch) -> Run:
 
 def _outputs_of(batch: Batch) -> Sequence[str]:
     """What anybody of a batch has asked for; empty if somebody wants all."""
-    if not any(pending.request.outputs for pending in batch.requests):
+    for pending in batch.requests:
+        if pending.request.outputs:
+            break
+    else:
         return ()
     first = [output.name for output in batch.requests[0].request.outputs]
     names = dict.fromkeys(first)
