@@ -189,13 +189,8 @@ class Inference:
         """Answers a request to a model that is not decoupled."""
         try:
             classes, taken = await self._check(revision, request)
-            outcome: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-            ticket = self._mesh.submit(revision, request, partial(settle, outcome), taken)
-            try:
-                response = await outcome
-            except asyncio.CancelledError:
-                ticket.cancel()
-                raise
+            response = await outcome_of(lambda done: self._mesh.submit(revision, request, done, taken))
+            assert response is not None
             return response if classes is None else await self._classify(response, classes)
         except Unavailable:
             if not again or not await self.replaced(revision, request.context.deadline):
@@ -240,6 +235,23 @@ class Inference:
         loop = asyncio.get_running_loop()
         outputs = await loop.run_in_executor(self._classifying, classes.classify_all, response.outputs)
         return replace(response, outputs=outputs)
+
+
+async def outcome_of(begin: Callable[[Done], Ticket | None]) -> InferResponse | None:
+    """Begins a request and waits for its response; None if it was not taken. Whoever stops waiting cancels it.
+
+    Raises:
+        RoostError: How the request failed.
+    """
+    outcome: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+    ticket = begin(partial(settle, outcome))
+    if ticket is None:
+        return None
+    try:
+        return await outcome
+    except asyncio.CancelledError:
+        ticket.cancel()
+        raise
 
 
 def settle(future: asyncio.Future[InferResponse], outcome: InferResponse | RoostError) -> None:

@@ -212,16 +212,6 @@ class Revision:
             self.former = self.contract
             self.hold_to(None)
 
-    def free_instance(self) -> Instance | None:
-        """The instance that takes batches on the worker with the fewest runs, if there is one."""
-        best: Instance | None = None
-        for instance in self.instances:
-            if instance.state is InstanceState.READY and (
-                best is None or len(instance.worker.runs) < len(best.worker.runs)
-            ):
-                best = instance
-        return best
-
     def in_use(self) -> bool:
         """Whether it is loaded or about to be."""
         return bool(self.resident() or self.load is not None or self.wanted())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from roost.core.statistics import ModelStatistics
 from roost.core.version import __version__
 from roost.proto import model_config_pb2 as mc
 from roost.router.admission import ByteBudget
-from roost.router.inference import settle
+from roost.router.inference import outcome_of
 from roost.router.records import RequestRecord
 from roost.router.router import Router
 from roost.router.view import MeshView
@@ -130,15 +129,8 @@ class RouterDataPlane:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """See ``DataPlane``."""
-        outcome: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-        ticket = self.begin(request, partial(settle, outcome))
-        if ticket is not None:
-            try:
-                return await outcome
-            except asyncio.CancelledError:
-                ticket.cancel()
-                raise
-        return await self._infer(request)
+        response = await outcome_of(partial(self.begin, request))
+        return response if response is not None else await self._infer(request)
 
     async def _infer(self, request: InferRequest) -> InferResponse:
         """What ``begin`` does not take."""

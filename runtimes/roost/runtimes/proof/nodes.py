@@ -96,10 +96,6 @@ class Node:
         """The size of a dimension of an output about which nothing is known but that rows do not change it."""
         return symbol(f"{self.outputs[output]}[{axis}]")
 
-    def fresh_dims(self, rank: int, output: int = 0) -> list[Dim]:
-        """The same for all dimensions of an output."""
-        return [self.fresh(axis, output) for axis in range(rank)]
-
     def uniform(self, *positions: int) -> None:
         """Checks that inputs are the same for each row.
 
