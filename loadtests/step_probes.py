@@ -23,7 +23,7 @@ from typing import Any
 PROBES: Mapping[str, Sequence[str]] = {
     "0 read, frame": (
         "roost.server.rest.lean_protocol:LeanProtocol.data_received",
-        "roost.server.http2.connection:Connection.data_received",
+        "roost.server.http2.connection:Connection.buffer_updated",
     ),
     "1 decode": (
         "roost.server.rest.lean:LeanPath.begin",
@@ -36,7 +36,7 @@ PROBES: Mapping[str, Sequence[str]] = {
         "roost.router.inference:Inference.begin",
     ),
     "3 validate": ("roost.router.intake:Intake.quick",),
-    "4 admit, queue": ("roost.router.mesh:Mesh.submit", "roost.router.dispatching:Dispatcher.submit"),
+    "4 admit, queue": ("roost.router.dispatching:Dispatcher.submit",),
     "6 batch": (
         "roost.router.dispatching:Dispatcher.pump",
         "roost.router.dispatching:plan",

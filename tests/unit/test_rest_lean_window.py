@@ -58,7 +58,7 @@ class Place:
             self.refusals.append(self.now - sent)
         else:
             self.now += READ_S
-            self.window.enter()
+            self.window.under_way += 1
             self.under_way.append((sent, self.turn.began))
 
 
@@ -99,7 +99,7 @@ def test_a_thousand_connections_that_ask_again_at_once() -> None:
 
 def ended(window: Window, now: float, late: int, in_time: int) -> None:
     for _ in range(late + in_time):
-        window.enter()
+        window.under_way += 1
     for number in range(late + in_time):
         window.leave(now, now, number < late)
 
@@ -108,19 +108,19 @@ def test_a_window_without_late_requests_has_no_end() -> None:
     window = Window()
     ended(window, 1.0, 8, 24)
     for _ in range(10_000):
-        window.enter()
+        window.under_way += 1
     assert not window.is_full(1.0)
 
 
 def test_requests_that_say_nothing() -> None:
     window = Window()
     for _ in range(100):
-        window.enter()
+        window.under_way += 1
         window.leave(1.0, 1.0, None)
     ended(window, 1.0, 31, 0)
     assert window.under_way == 0
     for _ in range(100):
-        window.enter()
+        window.under_way += 1
     assert not window.is_full(1.0)
 
 
@@ -130,15 +130,15 @@ def test_a_window_grows_and_is_forgotten() -> None:
     assert window.under_way == 0
     room = 0
     while not window.is_full(1.5):
-        window.enter()
+        window.under_way += 1
         room += 1
     assert 8 <= room < 100
     for _ in range(200):
         window.leave(1.5, 1.5, False)
-        window.enter()
+        window.under_way += 1
     assert not window.is_full(1.5)
     while not window.is_full(1.5):
-        window.enter()
+        window.under_way += 1
     # Cut at 1.0: what made them late may be over.
     assert not window.is_full(2.1)
 
@@ -146,10 +146,10 @@ def test_a_window_grows_and_is_forgotten() -> None:
 def test_what_came_before_the_cut_does_not_cut_again() -> None:
     window = Window()
     for _ in range(320):
-        window.enter()
+        window.under_way += 1
     for _ in range(320):
         window.leave(0.0, 1.0, True)
     assert not window.is_full(1.0)
     for _ in range(200):
-        window.enter()
+        window.under_way += 1
     assert not window.is_full(1.0)

@@ -20,7 +20,7 @@ from roost.router.pending import Pending
 from roost.router.queues import Queues
 from roost.router.revision import Instance, Revision
 from roost.router.runs import Runs
-from roost.router.states import InstanceState
+from roost.router.states import READY
 from roost.router.stats import ModelStats, Stats
 from roost.router.streams import ResponseStream
 from roost.router.worker import SHORT_S, Worker
@@ -71,14 +71,28 @@ class Dispatcher:
         request: InferRequest,
         done: Done,
         taken: Taken,
-        stream: ResponseStream | None,
         *,
-        recorded: bool,
+        stream: ResponseStream | None = None,
+        recorded: bool = False,
     ) -> Pending:
-        """See ``Mesh.submit``."""
+        """Takes a checked request into its revision's queue.
+
+        Args:
+            revision: What it is for.
+            request: The request.
+            done: Gets the last response or an error, exactly once, but not if the request is cancelled.
+            taken: What batching has to know of it.
+            stream: Gets the responses before, if the revision is decoupled.
+            recorded: Whether the end of the request is to be counted here.
+
+        Raises:
+            ResourceExhausted: If the queue is full.
+            DeadlineExceeded: If the request came too late, or too many wait before it.
+        """
         now = time.monotonic()
         context = request.context
-        if now >= context.deadline and revision.policy.is_plain:
+        is_plain = revision.policy.is_plain
+        if is_plain and now >= context.deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         if revision.counters is None:
             self._count(revision)
@@ -87,7 +101,7 @@ class Dispatcher:
             self._pump_soon()  # some of those that came in this turn need not wait
             queues.admit(revision, taken[2])
         pending = Pending(self, revision, request, done, taken, now, stream, recorded)
-        if not revision.policy.is_plain:
+        if not is_plain:
             queues.apply_policy(pending, now)
             if now >= pending.deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
@@ -186,7 +200,7 @@ class Dispatcher:
     def _wait_for_a_slot(self, revision: Revision) -> None:
         ready = False
         for instance in revision.instances:
-            if instance.state is InstanceState.READY:
+            if instance.state is READY:
                 instance.worker.waiting[revision] = None
                 ready = True
         if not ready:
@@ -211,7 +225,7 @@ class Dispatcher:
         best: Instance | None = None
         for instance in revision.instances:
             if (
-                instance.state is InstanceState.READY
+                instance.state is READY
                 and _has_room(instance, now)
                 and (best is None or len(instance.worker.runs) < len(best.worker.runs))
             ):

@@ -28,6 +28,7 @@ from roost.router.validation import Contract
 
 log = logging.getLogger(__name__)
 
+_AVAILABLE = Availability.READY
 _MUCH_TO_CHECK_BYTES = 1 << 16
 """Strings of more bytes are checked in steps, between which others get their turn."""
 
@@ -54,6 +55,7 @@ class Inference:
     ) -> None:
         self._catalog = catalog
         self._mesh = mesh
+        self._submit = mesh.submit
         self._traffic = traffic
         self._classifying = classifying
         self._renew = renew
@@ -61,7 +63,11 @@ class Inference:
         mesh.when_unloadable = self._elsewhere
 
     def begin(self, request: InferRequest, done: Done) -> Ticket | None:
-        """See ``Router``."""
+        """Takes a request that needs nothing but its run; see ``DataPlane``.
+
+        Raises:
+            RoostError: What ``infer`` would raise at once; counted nowhere.
+        """
         name, version = request.model_name, request.model_version
         context = request.context
         if self._traffic.routes:
@@ -69,7 +75,7 @@ class Inference:
             draw = self._random.random()
             name, version = context.branch = context.branch or self._traffic.resolve(name, version, draw)
         found = self._catalog.known(name, version)
-        if found is None or found.availability is not Availability.READY or request.regions:
+        if found is None or found.availability is not _AVAILABLE or request.regions:
             return None
         revision = found.revision
         intake = revision.intake
@@ -88,7 +94,7 @@ class Inference:
             intake.contract.check(request)
             taken = intake.measure(request)
         context.served_by = revision.served_by
-        return self._mesh.submit(revision, request, done, taken, recorded=True)
+        return self._submit(revision, request, done, taken, recorded=True)
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
         """See ``Router``: the worker that will run it is guessed; with another one it is copied, and that is all."""

@@ -16,12 +16,11 @@ from typing import TypeAlias
 
 from roost.core.errors import Cancelled, Limit, RoostError, Unavailable
 from roost.core.frames import Response
-from roost.core.requests import Done, InferRequest, InferResponse
+from roost.core.requests import InferRequest, InferResponse
 from roost.router.admission import ByteBudget
 from roost.router.catalog import Catalog
 from roost.router.dispatching import Dispatcher
 from roost.router.failures import Fault, next_failure
-from roost.router.intake import Taken
 from roost.router.loading import Loader, failure_error
 from roost.router.pending import Batch, Elsewhere, Pending
 from roost.router.placement import Ledger
@@ -31,7 +30,6 @@ from roost.router.revision import Revision
 from roost.router.runs import Runs
 from roost.router.states import InstanceState
 from roost.router.stats import Stats
-from roost.router.streams import ResponseStream
 from roost.router.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -70,6 +68,7 @@ class Mesh:
     """The workers of this node and what is on them. Implements ``WorkerEvents``.
 
     Attributes:
+        submit: See ``Dispatcher.submit``.
         when_unloadable: Finds another outcome, if there is one, for a request to a model that can't be loaded than
             that error. Not asked where somebody waits who does so: for requests that are not recorded here.
     """
@@ -110,6 +109,7 @@ class Mesh:
         )
         self._runs = Runs(ledger, self.loader, stats)
         self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.ensure, self.loader.sweep)
+        self.submit = self._dispatcher.submit
         self.when_unloadable: WhenUnloadable | None = None
         self._suspects: dict[Worker, set[Revision]] = {}
         self._all_up = asyncio.Event()
@@ -148,32 +148,6 @@ class Mesh:
     def begin_use(self, revision: Revision) -> None:
         """A revision gets its first request: what is said of its version starts anew."""
         self._dispatcher.begin_use(revision)
-
-    def submit(
-        self,
-        revision: Revision,
-        request: InferRequest,
-        done: Done,
-        taken: Taken,
-        *,
-        stream: ResponseStream | None = None,
-        recorded: bool = False,
-    ) -> Pending:
-        """Takes a checked request into its revision's queue.
-
-        Args:
-            revision: What it is for.
-            request: The request.
-            done: Gets the last response or an error, exactly once, but not if the request is cancelled.
-            taken: What batching has to know of it.
-            stream: Gets the responses before, if the revision is decoupled.
-            recorded: Whether the end of the request is to be counted here.
-
-        Raises:
-            ResourceExhausted: If the queue is full.
-            DeadlineExceeded: If the request came too late, or too many wait before it.
-        """
-        return self._dispatcher.submit(revision, request, done, taken, stream, recorded=recorded)
 
     def retire(self, revision: Revision) -> None:
         """The revision is not asked for any more: its instances go once what it has accepted is answered."""

@@ -22,7 +22,7 @@ from roost.router.intake import Intake
 from roost.router.pace import Pace
 from roost.router.pending import Batch, Pending
 from roost.router.proof import Proof
-from roost.router.states import InstanceEvent, InstanceState, next_instance_state
+from roost.router.states import READY, InstanceEvent, InstanceState, next_instance_state
 from roost.router.stats import ModelStats
 from roost.router.validation import Contract
 
@@ -219,7 +219,7 @@ class Revision:
     def resident(self) -> bool:
         """Whether an instance takes batches."""
         for instance in self.instances:  # noqa: SIM110 - asked for each request, and a generator costs as much again
-            if instance.state is InstanceState.READY:
+            if instance.state is READY:
                 return True
         return False
 

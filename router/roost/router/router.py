@@ -17,7 +17,7 @@ from typing import Any
 from roost.core.errors import RoostError, Unavailable
 from roost.core.metadata import IndexEntry, ModelMetadata
 from roost.core.names import version_order
-from roost.core.requests import Done, InferRequest, InferResponse, Ticket
+from roost.core.requests import InferRequest, InferResponse
 from roost.core.statistics import ModelStatistics
 from roost.core.tasks import in_background
 from roost.proto import model_config_pb2 as mc
@@ -72,6 +72,7 @@ class Router:
         self._traffic = traffic
         self.stats = stats
         self._inference = inference
+        self.begin = inference.begin
         self._control = control
         self._proofs = proofs
 
@@ -88,14 +89,6 @@ class Router:
     def set_budget(self, budget_bytes: int) -> None:
         """Sets how many private bytes instances may have together."""
         self._ledger.budget_bytes = budget_bytes
-
-    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
-        """Takes a request that needs nothing but its run; see ``DataPlane``.
-
-        Raises:
-            RoostError: What ``infer`` would raise at once; counted nowhere.
-        """
-        return self._inference.begin(request, done)
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
         """Memory for a large input of a model from which it need not be copied again, if there is any now.

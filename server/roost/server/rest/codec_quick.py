@@ -6,10 +6,11 @@ whatever is wrong, so that there is one place for what errors say.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 from roost.core.errors import InvalidArgument
@@ -20,8 +21,6 @@ from roost.server.rest.codec import RestInferRequest, decode_infer
 from roost.server.rest.codec_json import SLICE_ELEMENTS, SourceText, join_arrays, pack_elements, slices
 from roost.server.rest.codec_outputs import decode_outputs
 from roost.server.rest.codec_parameters import request_parameters, set_timeout
-
-Pack: TypeAlias = Callable[[str, DataType, tuple[int, ...], int, Any], Buffer]
 
 STRUCT_CODES = dict(
     zip(
@@ -88,7 +87,7 @@ def decode_plain(
         if u_count == 2:
             at = text.find(b"u", at + 1)
         has_none = (text.find(b"u", at + 1) < 0 and text.find(b"l") < 0) or _has_no_booleans(text, document)
-        inputs = _inputs(items, binary, _pack_numbers if has_none else pack_elements)
+        inputs = _inputs(items, binary, has_none)
     except _NOT_PLAIN:
         return None
     if inputs is None:
@@ -146,23 +145,28 @@ def _strings(value: object) -> str:
     return "true" if value is True else "false" if value is False else ""
 
 
-def _inputs(items: list[Any], binary: memoryview, pack: Pack) -> list[Tensor] | None:
+def _inputs(items: list[Any], binary: memoryview, has_no_booleans: bool) -> list[Tensor] | None:
     tensors: list[Tensor] = []
     names: set[str] = set()
     position = 0
     for item in items:
         name, dims = item["name"], item["shape"]
-        datatype = DATATYPES[item["datatype"]]
-        if len(item) != 4 or type(name) is not str or not name or type(dims) is not list or len(dims) > MAX_RANK:
+        if len(item) != 4 or type(name) is not str or not name or type(dims) is not list:
             return None
-        count = 1
         for dim in dims:
-            if type(dim) is not int or dim < 1:
+            if type(dim) is not int:
                 return None
-            count *= dim
         shape = tuple(dims)
+        datatype, count, pack = _layout(item["datatype"], shape)
+        data: Any
         if "data" in item:
-            data = pack(name, datatype, shape, count, item["data"])
+            data = item["data"]
+            if has_no_booleans and pack is not None and len(data) == count and type(data[0]) is not list:
+                data = pack(*data)
+            elif has_no_booleans and datatype.name in STRUCT_CODES:
+                data = _pack_numbers(STRUCT_CODES[datatype.name], count, data)
+            else:
+                data = pack_elements(name, datatype, shape, count, data)
         else:
             parameters = item["parameters"]
             size = parameters["binary_data_size"]
@@ -177,25 +181,37 @@ def _inputs(items: list[Any], binary: memoryview, pack: Pack) -> list[Tensor] | 
     return tensors
 
 
-def _pack_numbers(name: str, datatype: DataType, shape: tuple[int, ...], count: int, data: Any) -> Buffer:
-    """Does what ``pack_elements`` does, if there is no boolean."""
-    code = STRUCT_CODES.get(datatype.name)
-    if code is None:
-        return pack_elements(name, datatype, shape, count, data)
+@lru_cache(1024)
+def _layout(type_name: str, shape: tuple[int, ...]) -> tuple[DataType, int, Callable[..., bytes] | None]:
+    """The datatype, how many elements a shape has, and what packs them, if they are few numbers.
+
+    Raises:
+        KeyError: If there is no such datatype.
+        ValueError: If the shape is none, or one without elements.
+    """
+    datatype = DATATYPES[type_name]
+    if len(shape) > MAX_RANK or any(dim < 1 for dim in shape):
+        raise ValueError
+    count = math.prod(shape)
+    code = STRUCT_CODES.get(type_name)
+    return datatype, count, struct.Struct(f"<{count}{code}").pack if code and count <= SLICE_ELEMENTS else None
+
+
+def _pack_numbers(code: str, count: int, data: Any) -> Buffer:
+    """Does what ``pack_elements`` does for numbers, if there is no boolean.
+
+    Args:
+        code: What ``struct`` calls their datatype.
+        count: How many there have to be.
+        data: Them, in one array or in nested ones.
+    """
     for _ in range(MAX_RANK - 1):
         if type(data[0]) is not list:
             break
         data = data[0] if len(data) == 1 else _join(data)
     if len(data) != count:
         raise ValueError
-    if count <= SLICE_ELEMENTS:
-        return _packer(count, code)(*data)
     return b"".join([struct.pack(f"<{len(piece)}{code}", *piece) for piece in slices(data)])
-
-
-@lru_cache(1024)
-def _packer(count: int, code: str) -> Callable[..., bytes]:
-    return struct.Struct(f"<{count}{code}").pack
 
 
 def _join(arrays: list[Any]) -> list[Any]:

@@ -5,8 +5,6 @@ What all connections share; ``lean_protocol`` has what each does by itself.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import NamedTuple
 
 from aiohttp import web
@@ -32,6 +30,7 @@ from roost.server.transport_options import TransportOptions
 _LEARNING_RATE = 1 / 16
 # One that is late and allowed less than this share of what others do says nothing about them.
 _TYPICAL_SHARE = 1 / 2
+_NOTHING = memoryview(b"")
 _LATE = ResourceExhausted("the server is behind: the answer would come too late", retry_after_s=1.0, limit=Limit.LAG)
 
 
@@ -101,9 +100,9 @@ class LeanPath:
             RoostError: If it is refused at once.
         """
         context = RequestContext(received, received + self.request_timeout_s, caller, 0, head.traceparent)
-        json_end = start + head.json_bytes
+        json_end, end = start + head.json_bytes, start + head.body_bytes
         kind = head.kind
-        rest = memoryview(data)[json_end : start + head.body_bytes]
+        rest = memoryview(data)[json_end:end] if json_end < end else _NOTHING
         request = decode_plain(bytes(data[start:json_end]), rest, kind.model, kind.version, context)
         if request is None:
             return None
@@ -112,7 +111,7 @@ class LeanPath:
         ticket = self._data_plane.begin(request, done)
         if ticket is None:
             return None
-        kind.window.enter()
+        kind.window.under_way += 1
         return request, ticket
 
     def ended(self, kind: Kind, request: RestInferRequest, outcome: InferResponse | RoostError | None) -> None:
@@ -127,11 +126,8 @@ class LeanPath:
         is_late = None if outcome is None else isinstance(outcome, DeadlineExceeded)
         if is_late and context.deadline - context.received < _TYPICAL_SHARE * kind.allowance_s:
             is_late = None
-        kind.window.leave(context.received, time.monotonic(), is_late)
-
-    def is_late(self, kind: Kind, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether a request that was found just now would be answered too late."""
-        return self.turn.is_late(loop, kind.allowance_s) or kind.window.is_full(self.turn.now)
+        # Nobody who is under way came later than that.
+        kind.window.leave(context.received, self.turn.now, is_late)
 
     def encode(
         self, response: InferResponse, request: RestInferRequest, coding: str, is_last: bool
@@ -151,6 +147,8 @@ class LeanPath:
             InvalidArgument: If an output can't be written as JSON.
         """
         buffers = write_plain(response, request)
+        if buffers is not None and len(buffers) == 1 and coding == IDENTITY:
+            return [self._answers.json(buffers[0], coding, is_last)]
         if buffers is None:
             if large_outputs(response, request):
                 return None
@@ -162,10 +160,8 @@ class LeanPath:
                 return None
             buffers = [compressed]
         if in_binary:
-            head = self._answers.binary(json_bytes, sum(map(len, buffers)), coding, is_last)
-        else:
-            head = self._answers.json(len(buffers[0]), coding, is_last)
-        return [head, *buffers]
+            return [self._answers.binary(json_bytes, sum(map(len, buffers)), coding, is_last), *buffers]
+        return [self._answers.json(buffers[0], coding, is_last)]
 
     def refusal(self, is_last: bool) -> bytes:
         """The answer to a request that is late; counts it."""

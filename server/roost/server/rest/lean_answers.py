@@ -8,6 +8,7 @@ from typing import TypeAlias
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
+from roost.core.tensors import Buffer
 from roost.server.rest.codec import HEADER_LENGTH
 from roost.server.rest.compression import IDENTITY
 
@@ -15,7 +16,7 @@ _OK = "HTTP/1.1 200 OK\r\nContent-Type: "
 _CODED = {
     coding: f"\r\nContent-Encoding: {coding}" if coding != IDENTITY else "" for coding in (IDENTITY, "gzip", "deflate")
 }
-_JSON = {coding: f"{_OK}application/json{header}\r\nContent-Length: %d%b".encode() for coding, header in _CODED.items()}
+_JSON = {coding: f"{_OK}application/json{header}\r\nContent-Length: ".encode() for coding, header in _CODED.items()}
 _BINARY = {
     coding: f"{_OK}application/octet-stream\r\n{HEADER_LENGTH}: %d{header}\r\nContent-Length: %d%b".encode()
     for coding, header in _CODED.items()
@@ -29,18 +30,18 @@ class HeadWriter:
     """Writes the heads of answers; their ends, which have the time in them, once a second."""
 
     def __init__(self) -> None:
-        self._second = 0
+        self._until = 0.0
         self._ends = (b"", b"")
 
-    def json(self, size_bytes: int, coding: str, is_last: bool) -> bytes:
-        """The head of a successful answer in JSON.
+    def json(self, body: Buffer, coding: str, is_last: bool) -> bytes:
+        """A successful answer in JSON.
 
         Args:
-            size_bytes: Of the body as it is sent.
+            body: As it is sent.
             coding: Its content coding.
             is_last: Whether the connection ends with it.
         """
-        return _JSON[coding] % (size_bytes, self._end(is_last))
+        return b"".join((_JSON[coding], b"%d" % len(body), self._end(is_last), body))
 
     def binary(self, json_bytes: int, size_bytes: int, coding: str, is_last: bool) -> bytes:
         """The head of a successful answer with binary tensors behind ``json_bytes`` of JSON."""
@@ -55,11 +56,11 @@ class HeadWriter:
         return answer[0] + self._end(is_last) + answer[1]
 
     def _end(self, is_last: bool) -> bytes:
-        second = int(time.time())
-        if second != self._second:
+        now = time.time()
+        if now >= self._until or now < self._until - 1:
             end = f"\r\nDate: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n".encode()
             self._ends = end + b"\r\n", end + _CLOSE
-            self._second = second
+            self._until = int(now) + 1
         return self._ends[is_last]
 
 

@@ -93,7 +93,9 @@ class LeanProtocol(WritingProtocol):
         """Nobody waits for the answer any more."""
         if self._ticket is not None:
             self._ticket.cancel()
-            self._end(None)
+            self._ticket = None
+            if self._request is not None and self._kind is not None:
+                self._lean.ended(self._kind, self._request, None)
         self._held = b""
         self._answered = None
         self._let_go()
@@ -107,7 +109,7 @@ class LeanProtocol(WritingProtocol):
             self._continue_body(self._arriving, data)
         elif not self._framing.between:
             self._parse(data)
-        elif self._aiohttp_waits():
+        elif (waiter := self._waiter) is not None and not waiter.done():
             self._take(data)
         elif self._messages or self._lean.heads.find(data[: data.find(_END) + len(_END)]) is None:
             self._parse(data)
@@ -116,10 +118,6 @@ class LeanProtocol(WritingProtocol):
             self._is_answering = True
             self._held = data
             self._loop.call_soon(self._take_held)
-
-    def _aiohttp_waits(self) -> bool:
-        waiter = self._waiter
-        return waiter is not None and not waiter.done()
 
     def body_arrived(self) -> None:
         """All of a body is there that did not come with its head."""
@@ -170,7 +168,8 @@ class LeanProtocol(WritingProtocol):
         if head is None:
             self._parse(data)
             return
-        is_late = lean.is_late(head.kind, self._loop)
+        kind, turn = head.kind, lean.turn
+        is_late = turn.is_late(self._loop, kind.allowance_s) or kind.window.is_full(turn.now)
         size = end + head.body_bytes
         if len(data) < size:
             self._await_body(head, data, end)
@@ -183,7 +182,7 @@ class LeanProtocol(WritingProtocol):
             self._is_answering = True
             self._send([lean.refusal(self.ends)], self.ends)
         elif self._pay(head):
-            self._begin(head, data, end, lean.turn.began)
+            self._begin(head, data, end, turn.began)
         else:
             self._parse_request()
 
@@ -249,16 +248,19 @@ class LeanProtocol(WritingProtocol):
         self._request, self._ticket = begun
 
     def _on_done(self, outcome: InferResponse | RoostError) -> None:
-        self._end(outcome)
-        request, kind, transport = self._request, self._kind, self.transport
-        if transport is None or transport.is_closing() or request is None or kind is None:
+        lean, request, kind, transport = self._lean, self._request, self._kind, self.transport
+        self._ticket = None
+        if request is None or kind is None:
+            return
+        lean.ended(kind, request, outcome)
+        if transport is None or transport.is_closing():
             return
         if isinstance(outcome, RoostError):
             self._fail(outcome)
             return
-        is_last = self.ends
+        is_last = self._server.draining and self.ends
         try:
-            buffers = self._lean.encode(outcome, request, kind.coding, is_last)
+            buffers = lean.encode(outcome, request, kind.coding, is_last)
         except Exception as error:
             self._fail(error)
             return
@@ -267,12 +269,6 @@ class LeanProtocol(WritingProtocol):
             self._parse_request()
             return
         self._send(buffers, is_last, outcome)
-
-    def _end(self, outcome: InferResponse | RoostError | None) -> None:
-        """The request under way has its outcome, or none any more."""
-        self._ticket = None
-        if self._request is not None and self._kind is not None:
-            self._lean.ended(self._kind, self._request, outcome)
 
     def _fail(self, error: Exception) -> None:
         is_last = self.ends
@@ -300,7 +296,7 @@ class LeanProtocol(WritingProtocol):
         if self.transport is None:
             return
         self._resume_reading_held()
-        if self._aiohttp_waits():
+        if self._waiter is not None and not self._waiter.done():
             self._take(data)
         else:
             self._parse(data)
@@ -316,19 +312,20 @@ class LeanProtocol(WritingProtocol):
             transport.resume_reading()
 
     def _give_back(self) -> None:
-        if self._taken_bytes:
-            self._lean.release(self._taken_bytes)
-            self._taken_bytes = 0
+        self._lean.release(self._taken_bytes)
+        self._taken_bytes = 0
 
     def _let_go(self) -> None:
         """Ends what a request holds."""
-        self._give_back()
-        self._request = self._ticket = None
+        if self._taken_bytes:
+            self._give_back()
+        self._request = self._ticket = self._pieces = self._response = None
         self._source = ()
         if self._arriving is not None:
             self._arriving.take()
             self._arriving = None
-        self._drop_rest()
+        if self._timer is not None:
+            self._stop_timer()
 
 
 def take_answered(protocol: asyncio.BaseProtocol) -> Answered | None:

@@ -22,7 +22,7 @@ class Window:
     """The requests of one kind that are under way; as many as come, until too many of them are late.
 
     Attributes:
-        under_way: How many there are.
+        under_way: How many there are; whoever lets one in adds it, and calls ``leave`` at its end.
     """
 
     __slots__ = ("_cut_at", "_ended", "_late", "_most", "under_way")
@@ -42,10 +42,6 @@ class Window:
             self._most = math.inf
             return False
         return True
-
-    def enter(self) -> None:
-        """A request was let in; ``leave`` must follow."""
-        self.under_way += 1
 
     def leave(self, received: float, now: float, is_late: bool | None) -> None:
         """A request has its outcome, or nobody waits for it any more.

@@ -127,12 +127,6 @@ class WritingProtocol(RestProtocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _drop_rest(self) -> None:
-        """Forgets what was not written."""
-        self._pieces = self._response = None
-        if self._timer is not None:
-            self._stop_timer()
-
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
