@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,6 +18,7 @@ from roost.server.exposition import BUCKETS_S, Histogram, labels_of
 from roost.server.metrics import SLICE, Metrics
 
 MIB = 2**20
+_OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 EMPTY = MeshView(True, 0, 0, 0, 0, (), ())
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -153,6 +156,14 @@ async def test_histograms_of_chosen_models() -> None:
     assert samples["roost_model_request_seconds_count", (("model", "a"),)] == 2
     assert samples["roost_model_request_seconds_count", (("model", "idle"),)] == 0
     assert ("roost_model_request_seconds_count", (("model", "b"),)) not in samples
+
+
+async def test_all_families_are_documented() -> None:
+    metrics = Metrics(Stats(), busy_view, ["a"])
+    names = set(re.findall(r"^# TYPE (roost_\w+)", await scrape(metrics), re.MULTILINE))
+    assert len(names) > 30
+    documented = set(re.findall(r"\broost_\w+", _OPERATIONS.read_text()))
+    assert sorted(names - documented) == []
 
 
 def test_buckets_include_their_upper_bound() -> None:
