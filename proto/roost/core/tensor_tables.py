@@ -26,7 +26,8 @@ ALIGNMENT = 64
 _CACHED_TABLES = 1024
 _CACHED_TABLE_BYTES = 4096  # longer ones are read each time: there may be a thousand of them
 _CACHED_ROWS = 4096
-_JOINED_BYTES = 16 << 10
+_JOINED_BYTES = 64 << 10
+_PIECE_BYTES = 4 << 10
 
 _U16 = struct.Struct("<H")
 _ROW = struct.Struct("<BBB")
@@ -151,7 +152,11 @@ def write_table(
             table.append(_row(tensor.name, tensor.datatype, tensor.shape, True, data.length))
             continue
         padding_at = len(inline)
-        length = _put(inline, data)
+        if type(data) is bytes and data:
+            length = len(data)
+            inline.append(data)
+        else:
+            length = _put(inline, data)
         if length:
             if end % ALIGNMENT:
                 inline.insert(padding_at, padding(end))
@@ -184,7 +189,7 @@ def _put(inline: list[Buffer], data: Buffer | Sequence[Buffer]) -> int:
             data = data.cast("B")
     elif isinstance(data, bytes | bytearray):
         length = len(data)
-    elif sum(map(len, data)) <= _JOINED_BYTES:
+    elif sum(map(len, data)) <= min(_JOINED_BYTES, _PIECE_BYTES * len(data)):
         data = b"".join(data)  # small pieces cost more to hand on than to copy
         length = len(data)
     else:

@@ -26,6 +26,7 @@ NO_PARAMETERS: Parameters = MappingProxyType({})
 """To be shared by all that have none."""
 
 _LENGTH = struct.Struct("<I")
+_COPIED_BYTES = 4096
 MAX_RANK = 32
 MAX_ELEMENTS = 2**48
 SLICE_ELEMENTS = 2048
@@ -245,16 +246,15 @@ def _layout(datatype: str, shape: tuple[int, ...]) -> tuple[np.dtype[Any] | None
 def from_array(name: str, datatype: str, array: npt.NDArray[Any]) -> Tensor:
     """Makes a tensor of an array; the data is a view on the array where its layout allows it.
 
-    ``array`` holds the datatype's numpy dtype, or for BYTES objects that are ``bytes`` or ``str``.
+    ``array`` holds the datatype's numpy dtype, or for BYTES objects that are ``bytes`` or ``str``. Little data is
+    copied, which costs less than a view.
     """
     dtype = DATATYPES[datatype].dtype
     if dtype is None:
         flat = array.reshape(-1).tolist()
         data: Buffer = pack_bytes(e if isinstance(e, bytes) else str(e).encode() for e in flat)
-    elif not array.size:
-        data = b""
     else:
-        if array.dtype is not dtype or not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)  # of a scalar it makes a vector
-        data = array.data.cast("B")
-    return Tensor(name, datatype, array.shape, data)
+        if array.dtype is not dtype:
+            array = array.astype(dtype)
+        data = array.tobytes() if array.nbytes <= _COPIED_BYTES else np.ascontiguousarray(array).data.cast("B")
+    return Tensor(name, datatype, array.shape, data, NO_PARAMETERS)

@@ -281,7 +281,7 @@ class WorkerLink(asyncio.BufferedProtocol):
         position = 0
         view = self._buffer[: self._filled]
         while self._filled - position >= frames.HEADER_BYTES:
-            header = frames.unpack_header(view[position : position + frames.HEADER_BYTES])
+            header = frames.unpack_header(view, at=position)
             start = position + frames.HEADER_BYTES
             end = start + header.length
             if end > self._filled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -55,12 +56,19 @@ class Link:
 
     Args:
         sock: The connected socket, in blocking mode.
+        wait: Returns when there is something to read; the default leaves that to the reading itself.
         end: Called when a write finds the peer gone. The default ends the process at once: nobody is left to
             work for.
     """
 
-    def __init__(self, sock: socket.socket, end: Callable[[int], NoReturn] = os._exit) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        wait: Callable[[], object] = lambda: None,
+        end: Callable[[int], NoReturn] = os._exit,
+    ) -> None:
         self._sock = sock
+        self._wait = wait
         self._end = end
         self._buffer = aligned_buffer(_READ_BYTES)
         self._at = 0  # where the next frame begins
@@ -109,6 +117,7 @@ class Link:
             if rest:
                 self._buffer[:rest] = self._buffer[at : self._filled]
         self._filled = rest
+        self._wait()
         count = self._receive(self._buffer[rest:])
         if not count and rest:
             raise FrameError("the link ended in the middle of a frame")
@@ -177,6 +186,17 @@ class Link:
         while length:
             self._receive_all(scratch[:length])
             length -= min(length, len(scratch))
+
+
+def until_readable(sock: socket.socket) -> Callable[[], object]:
+    """What waits for a socket to have something to read, or to be closed.
+
+    A thread that sleeps in ``recv`` is also woken when the peer has read what was sent to it, once for each answer, and
+    waking costs more than anything else here. One that sleeps in ``poll`` is not.
+    """
+    readable = select.poll()
+    readable.register(sock, select.POLLIN)
+    return readable.poll
 
 
 def aligned_buffer(length: int) -> memoryview:

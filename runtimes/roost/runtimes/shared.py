@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from roost.core.arena import RUNNING_BYTES, RUNNING_THREADS, RunningTable, running_table
 from roost.core.errors import Internal, Unimplemented
 from roost.core.frames import Region, WireTensor
-from roost.core.tensors import Parameters, Tensor
+from roost.core.tensors import Tensor
 from roost.runtimes.protocol import Place
-
-_NO_PARAMETERS: Parameters = {}
 
 
 class Shared:
@@ -25,18 +24,13 @@ class Shared:
         self._memory = memoryview(arena) if arena is not None else None
         self.running: RunningTable = running_table(arena) if arena is not None else [0] * RUNNING_THREADS
 
-    def tensors(self, inputs: Sequence[WireTensor]) -> list[Tensor]:
-        """The inputs of a run, those in the arena as views on it."""
-        return [
-            Tensor(
-                tensor.name,
-                tensor.datatype,
-                tensor.shape,
-                tensor.data if isinstance(tensor.data, memoryview) else self._view(tensor),
-                _NO_PARAMETERS,
-            )
-            for tensor in inputs
-        ]
+    def tensors(self, inputs: Sequence[WireTensor]) -> Sequence[Tensor]:
+        """The inputs of a run, those in the arena become views on it."""
+        for tensor in inputs:
+            if type(tensor.data) is Region:
+                tensor.data = self._view(tensor)
+        views: Sequence[Any] = inputs  # as good as tensors: a copy of each would only cost time
+        return views
 
     def places(self, wanted: Sequence[WireTensor]) -> dict[str, Place]:
         """What a model may see of the places that a run's outputs have."""

@@ -63,12 +63,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     from roost.core.frames import VERSION, FrameError, FrameType, control_frame
     from roost.runtimes.adapters import import_runtimes, runtime_names
     from roost.runtimes.executor import Executor
-    from roost.runtimes.link import Link
+    from roost.runtimes.link import Link, until_readable
     from roost.runtimes.shared import Shared
 
     arena = _map(arguments.arena_fd) if arguments.arena_fd is not None else None
     runtimes = import_runtimes(runtime_names(arguments.enable_dummy))
-    link = Link(sock)
+    link = Link(sock, until_readable(sock))
     executor = Executor(link, runtimes, Shared(arena), arguments.slots, arguments.threads)
     # What the imports made stays for good; collections need not look at it.
     gc.freeze()
