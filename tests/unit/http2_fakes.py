@@ -28,6 +28,7 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.sent = bytearray()
+        self.writes = 0
         self.written = asyncio.Event()
         self.is_closed = False
         self.is_reading = True
@@ -35,11 +36,11 @@ class FakeTransport:
     def write(self, data: bytes) -> None:
         if not self.is_closed:
             self.sent += data
+            self.writes += 1
             self.written.set()
 
     def writelines(self, pieces: Sequence[bytes]) -> None:
-        for piece in pieces:
-            self.write(piece)
+        self.write(b"".join(pieces))
 
     def close(self) -> None:
         self.is_closed = True
@@ -85,7 +86,7 @@ class Client:
 
     def greet(self) -> Client:
         """Begins as clients do."""
-        self.connection.data_received(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0))
+        self.send(frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0))
         self.frames()
         return self
 
@@ -102,10 +103,11 @@ class Client:
     def send(self, raw: bytes) -> None:
         """Brings bytes to the server."""
         if not self.transport.is_closed:
-            self.connection.data_received(raw)
+            receive(self.connection, raw)
 
     def frames(self) -> list[Frame]:
-        """The frames that came since the last look."""
+        """The frames that were sent since the last look, those that wait for the end of the turn included."""
+        self.connection.output.flush()
         sent, self.transport.sent = bytes(self.transport.sent), bytearray()
         found = []
         while sent:
@@ -133,6 +135,17 @@ class Client:
                     ended.add(stream_id)
             await asyncio.sleep(0)
         return {stream_id: (fields, body.get(stream_id, b"")) for stream_id, fields in headers.items()}
+
+
+def receive(connection: GrpcConnection, raw: bytes) -> None:
+    """Brings bytes to a connection as event loops do."""
+    at = 0
+    while at < len(raw):
+        room = connection.get_buffer(-1)
+        count = min(len(room), len(raw) - at)
+        room[:count] = raw[at : at + count]
+        connection.buffer_updated(count)
+        at += count
 
 
 def data(stream_id: int, message: bytes, flags: int = frames.END_STREAM) -> bytes:

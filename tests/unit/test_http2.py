@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections.abc import Callable
 
@@ -19,10 +20,11 @@ from roost.server.grpc_native_connection import GrpcConnection
 from roost.server.http2 import frames, huffman
 from roost.server.http2.frames import ErrorCode, frame
 from roost.server.http2.hpack import Header, HeaderDecoder, literal
-from roost.server.http2.output import Output, Stream
+from roost.server.http2.output import Output
+from roost.server.http2.streams import Stream
 
-from tests.unit.grpc_fakes import MODEL, FakeDataPlane
-from tests.unit.http2_fakes import GRPC, INFER_PATH, REQUEST_HEADERS, Client, FakeTransport, data
+from tests.unit.grpc_fakes import MODEL, FakeDataPlane, echo
+from tests.unit.http2_fakes import GRPC, INFER_PATH, REQUEST_HEADERS, Client, FakeTransport, data, receive
 
 # -- header compression ---------------------------------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ def test_no_more_is_sent_than_windows_allow_and_all_of_it_at_last(
     sizes: list[int], frame_bytes: int, grants: list[tuple[int, int]]
 ) -> None:
     sent = bytearray()
-    output = Output(sent.extend, lambda pieces: sent.extend(b"".join(pieces)))
+    output = Output(sent.extend, lambda pieces: sent.extend(b"".join(pieces)), lambda _: None)
     output.frame_bytes = frame_bytes
     streams = [Stream(2 * index + 1) for index in range(len(sizes))]
     done: list[int] = []
@@ -115,6 +117,7 @@ def test_no_more_is_sent_than_windows_allow_and_all_of_it_at_last(
     allowed = dict.fromkeys([0, *(stream.stream_id for stream in streams)], frames.DEFAULT_WINDOW)
 
     def check() -> None:
+        output.flush()
         data_bytes = dict.fromkeys(allowed, 0)
         at = 0
         while at < len(sent):
@@ -179,6 +182,29 @@ async def test_a_whole_request_takes_the_lean_way_however_its_chunk_is_ordered()
     assert plane.requests[0].context.caller == "ipv4:127.0.0.1:1234"
     assert not client.connection.streams
     assert plane.bodies.used_bytes == 0
+
+
+async def test_what_is_answered_in_one_turn_is_one_write_for_each_connection() -> None:
+    plane = FakeDataPlane()
+    release = asyncio.Event()
+
+    async def hold(request: InferRequest) -> InferResponse:
+        await release.wait()
+        return await echo(request)
+
+    plane.on_infer = hold
+    client = Client(plane).greet()
+    client.send(b"".join(client.call(stream_id, infer(str(stream_id))) for stream_id in (1, 3, 5, 7)))
+    while len(plane.requests) < 4:
+        plane.arrived.clear()
+        await plane.arrived.wait()
+    client.transport.writes = 0
+    client.transport.written.clear()
+    release.set()
+    await client.transport.written.wait()
+    assert client.transport.writes == 1
+    answers = await client.answers(4)
+    assert [response_of(answers[stream_id][1]).id for stream_id in (1, 3, 5, 7)] == ["1", "3", "5", "7"]
 
 
 @pytest.mark.parametrize("cut", [1, 9, 20, 100])
@@ -308,6 +334,28 @@ async def test_a_large_message_is_not_sent_before_it_is_asked_for() -> None:
     assert updates == [(frames.WINDOW_UPDATE, 0, 1, struct.pack(">I", len(body) - frames.DEFAULT_WINDOW))]
     client.send(frame(frames.DATA, 0, 3, b"x"))  # without having been asked
     assert [item[:3] for item in client.frames() if item[0] == frames.RST_STREAM] == [(frames.RST_STREAM, 0, 3)]
+
+
+@pytest.mark.parametrize("frame_bytes", [1000, 16_384, 65_535])
+@pytest.mark.parametrize("behind", [b"", frames.window_update(0, 1)])
+async def test_a_large_message_is_whole_however_it_is_cut(frame_bytes: int, behind: bytes) -> None:
+    plane = FakeDataPlane()
+    client = Client(plane).greet()
+    message = infer("a", random.Random(1).randbytes(700_000))
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    pieces = [body[at : at + frame_bytes] for at in range(0, len(body), frame_bytes)]
+    unasked = frames.DEFAULT_WINDOW // frame_bytes
+    sent = [frame(frames.DATA, 0, 1, piece) + behind for piece in pieces]
+    client.transport.written.clear()
+    client.send(client.headers(1) + b"".join(sent[:unasked]))
+    await client.transport.written.wait()
+    assert [item[:3] for item in client.frames()] == [(frames.WINDOW_UPDATE, 0, 1)]
+    client.send(b"".join(sent[unasked:]) + frame(frames.DATA, frames.END_STREAM, 1))
+    client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 2**30}) + frames.window_update(0, 2**30))
+    answers = await client.answers()
+    assert response_of(answers[1][1]).raw_output_contents[0] == message[-700_000:]
+    assert not client.connection.filling
+    await plane.bodies.is_empty()
 
 
 async def test_an_answer_that_is_not_read_in_time_is_given_up() -> None:
@@ -465,7 +513,7 @@ async def test_streams_that_are_reset_leave_nothing_behind() -> None:
             await client.transport.written.wait()
         assert len(client.connection._write_timers) == 1
         client.send(frames.reset(stream_id, ErrorCode.CANCEL))
-    assert not client.connection._fresh_grants
+    assert not client.connection.fresh_grants
     assert not client.connection._write_timers
     assert client.connection.output.is_empty
     assert plane.bodies.used_bytes == 0
@@ -506,8 +554,8 @@ async def test_a_connection_that_comes_while_the_server_stops_ends_too() -> None
     transport = FakeTransport()
     late.connection_made(transport)
     for connection in (client.connection, late):
-        connection.data_received(frames.PREFACE if connection is late else b"")
-        connection.data_received(frame(frames.PING, frames.ACK, 0, b"roostend"))
+        receive(connection, frames.PREFACE if connection is late else b"")
+        receive(connection, frame(frames.PING, frames.ACK, 0, b"roostend"))
     await draining
     assert transport.is_closed
 

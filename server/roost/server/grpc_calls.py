@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 from roost.core.errors import InvalidArgument, RoostError, limit_of
+from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import forwarded
 from roost.server.grpc_errors import abort, as_value, status_of, unexpected
@@ -16,6 +17,8 @@ from roost.server.grpc_receive import ReceiveGate
 from roost.server.transport_options import TransportOptions
 
 Call: TypeAlias = Callable[[bytes, Any, float], Awaitable[bytes]]
+Parts: TypeAlias = Sequence[Buffer]
+LargeCall: TypeAlias = Callable[[Buffer, Any, float], Awaitable[Parts]]
 Guard: TypeAlias = Callable[[Any], None]
 Handlers: TypeAlias = dict[str, grpc.RpcMethodHandler]
 
@@ -44,7 +47,15 @@ class Calls:
             gate: Receives the message.
         """
 
-        async def answer(context: Any) -> bytes:
+        async def answer(raw: Buffer, context: Any, arrived: float) -> Parts:
+            return (await call(bytes(raw), context, arrived),)
+
+        return self.received_large(name, group, answer, gate)
+
+    def received_large(self, name: str, group: str, call: LargeCall, gate: ReceiveGate) -> grpc.RpcMethodHandler:
+        """The same for messages that are not copied: where they lie in memory, and answers in parts."""
+
+        async def answer(context: Any) -> Parts:
             arrived = time.monotonic()
             return await call(await self._receive(context, gate), context, arrived)
 
@@ -53,15 +64,15 @@ class Calls:
     def unread(self, name: str, group: str, call: Callable[[], bytes]) -> grpc.RpcMethodHandler:
         """Makes a handler for a request without content: it isn't received, so no flood or slow sender delays it."""
 
-        async def answer(_context: Any) -> bytes:
-            return call()
+        async def answer(_context: Any) -> Parts:
+            return (call(),)
 
         return self._handler(name, group, answer)
 
-    def _handler(self, name: str, group: str, answer: Callable[[Any], Awaitable[bytes]]) -> grpc.RpcMethodHandler:
+    def _handler(self, name: str, group: str, answer: Callable[[Any], Awaitable[Parts]]) -> grpc.RpcMethodHandler:
         check = self.guard(group)
 
-        async def handle(_messages: Any, context: Any) -> bytes:
+        async def handle(_messages: Any, context: Any) -> Parts:
             try:
                 if check is not None:
                     check(context)
@@ -72,7 +83,7 @@ class Calls:
                 failure = unexpected(error, name)
             await self.abort(context, failure, name)
 
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=b"".join)
 
     def guard(self, group: str) -> Guard | None:
         """What calls of a group must pass before anything of them is read; None if everybody may make them."""
@@ -93,7 +104,7 @@ class Calls:
         """Ends a call of a method with the status of an error; see ``grpc_errors.abort``."""
         await abort(context, error, status_of(error, name, self._options.compat_triton))
 
-    async def _receive(self, context: Any, gate: ReceiveGate) -> bytes:
+    async def _receive(self, context: Any, gate: ReceiveGate) -> Buffer:
         try:
             raw = await gate.receive(context)
             if raw is None:

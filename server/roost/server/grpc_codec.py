@@ -50,7 +50,7 @@ def parse_message(cls: type[M], raw: bytes) -> M:
         raise InvalidArgument(f"the bytes received are not a {cls.DESCRIPTOR.full_name} message") from None
 
 
-def parse_infer(raw: bytes) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
+def parse_infer(raw: Buffer) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
     """Parses a ModelInferRequest and gives its raw contents besides, as views if the message is large.
 
     Raises:
@@ -61,7 +61,7 @@ def parse_infer(raw: bytes) -> tuple[pb.ModelInferRequest, Sequence[Buffer]]:
         if separated is not None:
             rest, raws = separated
             return parse_message(pb.ModelInferRequest, rest), raws
-    message = parse_message(pb.ModelInferRequest, raw)
+    message = parse_message(pb.ModelInferRequest, bytes(raw))
     return message, message.raw_input_contents
 
 
@@ -118,7 +118,7 @@ def read_infer(
 
 
 def decode_infer(
-    raw: bytes,
+    raw: Buffer,
     received: float,
     request_timeout_s: float,
     *,

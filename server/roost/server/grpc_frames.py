@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
-from roost.core.tensors import Buffer
 from roost.server.http2 import frames
 from roost.server.http2.hpack import literal
 
@@ -24,7 +23,8 @@ _PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 # frame with gRPC's prefix behind it, and the trailers.
 _HEADERS_HEAD: Final = frames.head(len(_HEADERS), frames.HEADERS, frames.END_HEADERS, 0)[:5]
 _TRAILERS_HEAD: Final = frames.head(len(_OK), frames.HEADERS, _END, 0)[:5]
-_DATA_AND_PREFIX: Final = struct.Struct(">HBBBIBI")
+_BEFORE: Final = struct.Struct(f">5sI{len(_HEADERS)}sHBBBIBI")
+_AFTER: Final = struct.Struct(f">5sI{len(_OK)}s")
 
 
 def response_headers(stream_id: int) -> bytes:
@@ -42,12 +42,13 @@ def prefix(size_bytes: int) -> bytes:
     return b"\0" + size_bytes.to_bytes(4, "big")
 
 
-def whole_response(stream_id: int, parts: Iterable[Buffer], size_bytes: int) -> bytes:
-    """All frames of a response with one message, which fits into one frame."""
-    number = stream_id.to_bytes(4, "big")
+def around_message(stream_id: int, size_bytes: int) -> tuple[bytes, bytes]:
+    """What is before and after the one message of a response, in one frame, so that these are all frames of it."""
     length = size_bytes + PREFIX_BYTES
-    data = _DATA_AND_PREFIX.pack(length >> 8, length & 0xFF, frames.DATA, 0, stream_id, 0, size_bytes)
-    return b"".join((_HEADERS_HEAD, number, _HEADERS, data, *parts, _TRAILERS_HEAD, number, _OK))
+    first = _BEFORE.pack(
+        _HEADERS_HEAD, stream_id, _HEADERS, length >> 8, length & 0xFF, frames.DATA, 0, stream_id, 0, size_bytes
+    )
+    return first, _AFTER.pack(_TRAILERS_HEAD, stream_id, _OK)
 
 
 def status_trailers(

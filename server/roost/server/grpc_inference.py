@@ -6,11 +6,13 @@ import time
 from typing import Any
 
 from roost.core.errors import Unimplemented
+from roost.core.tensors import Buffer
 from roost.proto import grpc_service_pb2 as pb
 from roost.server import grpc_codec as codec
 from roost.server import grpc_messages as messages
 from roost.server.data_plane_protocol import DataPlane
-from roost.server.grpc_calls import Calls, Handlers, header_of
+from roost.server.grpc_bursts import Bursts
+from roost.server.grpc_calls import Calls, Handlers, Parts, header_of
 from roost.server.grpc_plain import InferCodec
 from roost.server.grpc_receive import ReceiveGate
 
@@ -24,6 +26,7 @@ class InferenceCalls:
         gate: Receives messages that may be large.
         control_gate: Receives the others.
         infer_codec: Reads and writes the messages of inference.
+        bursts: Gathers the calls of ModelInfer; None where the transport hands over those of a turn together.
     """
 
     def __init__(
@@ -33,16 +36,19 @@ class InferenceCalls:
         gate: ReceiveGate,
         control_gate: ReceiveGate,
         infer_codec: InferCodec,
+        bursts: Bursts | None = None,
     ) -> None:
         self._data_plane = data_plane
         self._calls = calls
         self._gate = gate
         self._control_gate = control_gate
         self._codec = infer_codec
+        self._bursts = bursts
 
     def handlers(self) -> Handlers:
         """The methods by name."""
         calls, gate = self._calls, self._control_gate
+        infer = self._model_infer if self._bursts is None else self._bursts.gathered(self._model_infer)
         return {
             "ServerLive": calls.unread("ServerLive", "health", self._server_live),
             "ServerReady": calls.unread("ServerReady", "health", self._server_ready),
@@ -50,7 +56,7 @@ class InferenceCalls:
             "ModelReady": calls.received("ModelReady", "health", self._model_ready, gate),
             "ModelMetadata": calls.received("ModelMetadata", "metadata", self._model_metadata, gate),
             "ModelConfig": calls.received("ModelConfig", "model-config", self._model_config, gate),
-            "ModelInfer": calls.received("ModelInfer", "inference", self._model_infer, self._gate),
+            "ModelInfer": calls.received_large("ModelInfer", "inference", infer, self._gate),
         }
 
     def _server_live(self) -> bytes:
@@ -75,7 +81,7 @@ class InferenceCalls:
         request = codec.parse_message(pb.ModelConfigRequest, raw)
         return messages.encode_model_config(await self._data_plane.model_config(request.name, request.version))
 
-    async def _model_infer(self, raw: bytes, context: Any, arrived: float) -> bytes:
+    async def _model_infer(self, raw: Buffer, context: Any, arrived: float) -> Parts:
         timeout_s = self._data_plane.request_timeout_s
         remaining_s = context.time_remaining()
         if remaining_s is not None:
@@ -91,7 +97,7 @@ class InferenceCalls:
         response = await self._data_plane.infer(request)
         kept = [response]  # its memory stays charged until it was sent
         context.add_done_callback(lambda _: kept.clear())
-        return self._codec.encode_response(response)
+        return self._codec.encode_parts(response)[0]
 
 
 class RepositoryCalls:

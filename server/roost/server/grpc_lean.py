@@ -19,8 +19,7 @@ from roost.server.grpc_frames import PREFIX_BYTES
 from roost.server.grpc_head import CallHead, find
 from roost.server.grpc_plain import InferCodec
 from roost.server.http2 import frames
-from roost.server.http2.connection import IncomingStream, keep_piece
-from roost.server.http2.output import Stream
+from roost.server.http2.streams import IncomingStream, Stream, keep_piece
 
 if TYPE_CHECKING:
     from roost.server.grpc_native_connection import GrpcConnection
@@ -119,7 +118,7 @@ class Gathering(IncomingStream):
         self._pieces: list[Buffer] = []
         self._size_bytes = 0
 
-    def on_data(self, piece: bytes | memoryview, counted_bytes: int, is_last: bool) -> None:
+    def on_data(self, piece: Buffer, counted_bytes: int, is_last: bool) -> None:
         """See ``IncomingStream``."""
         keep_piece(self._pieces, piece)
         self._size_bytes += counted_bytes
@@ -144,7 +143,7 @@ class Gathering(IncomingStream):
         self._connection.streams[self.stream_id] = call
         counted_bytes = self._size_bytes  # padding too
         for index, piece in enumerate(self._pieces, 1):
-            call.on_data(memoryview(piece), counted_bytes, is_complete and index == len(self._pieces))
+            call.on_data(piece, counted_bytes, is_complete and index == len(self._pieces))
             counted_bytes = 0
 
     def on_reset(self) -> None:
@@ -245,6 +244,7 @@ class LeanInfer:
             plane.bodies.release(size_bytes)
             return False
         call.ticket = ticket
-        call.granted_bytes = connection.granted(stream_id)
+        if connection.fresh_grants:
+            call.granted_bytes = connection.fresh_grants.pop(stream_id, 0)
         connection.streams[stream_id] = call
         return True

@@ -21,6 +21,7 @@ from roost.server.grpc_lean import METHOD, Gatherings, LeanHead, LeanInfer
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_native_connection import GrpcConnection
 from roost.server.grpc_plain import InferCodec
+from roost.server.http2.shared import Shared
 
 _INFER_PATH: Final = f"/{SERVICE_NAME}/{METHOD}"
 _BACKLOG: Final = 1024
@@ -38,6 +39,7 @@ class NativeService:
         compat_triton: Whether errors have Triton's statuses.
 
     Attributes:
+        shared: What is theirs together.
         connections: Those that are open.
         is_draining: Whether they are to end, as are those that still come.
     """
@@ -56,6 +58,7 @@ class NativeService:
         self.limits = limits
         self.codec = codec
         self.compat_triton = compat_triton
+        self.shared = Shared()
         self.connections: set[GrpcConnection] = set()
         self.is_draining = False
         self.lean = LeanInfer(data_plane, codec, limits.max_message_bytes)

@@ -10,18 +10,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 import grpc.aio
+import numpy as np
 from roost.core.errors import Limit
 from roost.core.tensors import Buffer
 from roost.server import grpc_frames
 from roost.server.grpc_head import CallHead
 from roost.server.http2 import frames
-from roost.server.http2.connection import IncomingStream, keep_piece
 from roost.server.http2.frames import ErrorCode
+from roost.server.http2.streams import FillingStream, keep_piece
 
 if TYPE_CHECKING:
     from roost.server.grpc_native_connection import GrpcConnection
@@ -30,10 +31,9 @@ _LOG = logging.getLogger(__name__)
 _PACKED: Final = ("gzip", "deflate")
 _PATIENCE_S: Final = 0.01
 _ALL_TAKEN: Final = -2  # instead of the bytes that a message misses: no further message is taken
-_VIEW_BYTES: Final = 8192  # messages are cut off larger pieces without copying what is left each time
 
 
-class Call(IncomingStream):
+class Call(FillingStream):
     """A call whose handler runs in a task.
 
     Args:
@@ -47,7 +47,7 @@ class Call(IncomingStream):
     __slots__ = (
         "_answering", "_callbacks", "_connection", "_credit_bytes", "_deadline", "_ending", "_handler", "_has_begun",
         "_head", "_is_complete", "_is_over", "_messages", "_missing_bytes", "_pieces", "_prefix", "_reader", "_task",
-        "_timer",
+        "_timer", "_whole",
     )  # fmt: skip
 
     def __init__(
@@ -67,9 +67,10 @@ class Call(IncomingStream):
         self._has_begun = False  # the response
         self._answering = True  # the handler
         self._ending: tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None = None
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[Buffer] = deque()
         self._prefix = b""
         self._pieces: list[Buffer] = []
+        self._whole: memoryview | None = None  # where a message goes that was asked for
         self._missing_bytes = -1  # of the message that comes; -1 while its prefix is not complete
         self._credit_bytes = frames.DEFAULT_WINDOW  # what the client may send
         self._reader: asyncio.Future[None] | None = None
@@ -99,7 +100,10 @@ class Call(IncomingStream):
         self._callbacks.append(callback)
 
     async def read(self) -> Any:
-        """The next message, packed if the client has packed it; ``grpc.aio.EOF`` when it has sent all."""
+        """The next message, packed if the client has packed it; ``grpc.aio.EOF`` when it has sent all.
+
+        One that is larger than what clients send unasked is a view on memory of its own.
+        """
         while not self._messages:
             if self._is_complete:
                 return grpc.aio.EOF
@@ -133,8 +137,8 @@ class Call(IncomingStream):
 
     # -- what the connection brings ---------------------------------------------------------------------------------
 
-    def on_data(self, piece: bytes | memoryview, counted_bytes: int, is_last: bool) -> None:
-        """See ``IncomingStream``."""
+    def on_data(self, piece: Buffer, counted_bytes: int, is_last: bool) -> None:
+        """See ``FillingStream``."""
         if self._is_over:
             return
         if self._ending is not None:
@@ -147,10 +151,10 @@ class Call(IncomingStream):
             code = ErrorCode.STREAM_CLOSED if self._is_complete else ErrorCode.FLOW_CONTROL_ERROR
             self._connection.reset(self, code)
             return
-        if len(piece) > _VIEW_BYTES:
-            piece = memoryview(piece)
-        while len(piece) and self._missing_bytes != _ALL_TAKEN and self._ending is None and not self._is_over:
-            piece = self._take_message(piece) if self._missing_bytes >= 0 else self._take_prefix(piece)
+        if self._whole is not None and not is_last and counted_bytes == len(piece) < self._missing_bytes:
+            self._fill(self._whole, piece)
+            return
+        self._take(memoryview(piece))
         if is_last:
             self._is_complete = True
             if self._prefix:
@@ -161,19 +165,37 @@ class Call(IncomingStream):
             else:
                 self._ask()
 
+    def on_frames(self, data: memoryview, at: int, length: int, count: int) -> bool:
+        """See ``FillingStream``."""
+        size_bytes = length * count
+        if self._whole is None or size_bytes >= self._missing_bytes or size_bytes > self._credit_bytes:
+            return False
+        stride = frames.HEAD_BYTES + length
+        sent = np.frombuffer(data, np.uint8, stride * count, at).reshape(count, stride)
+        place = np.frombuffer(self._whole, np.uint8, size_bytes, len(self._whole) - self._missing_bytes)
+        place.reshape(count, length)[:] = sent[:, frames.HEAD_BYTES :]
+        self._missing_bytes -= size_bytes
+        self._credit_bytes -= size_bytes
+        return True
+
     def on_reset(self) -> None:
-        """See ``IncomingStream``."""
+        """See ``FillingStream``."""
         self._is_complete = True
         self._over()
 
-    def _take_prefix(self, piece: bytes | memoryview) -> bytes | memoryview:
+    def _take(self, piece: memoryview) -> None:
+        """Takes messages out of data, which may have many of them or little of one."""
+        while len(piece) and self._missing_bytes != _ALL_TAKEN and self._ending is None and not self._is_over:
+            piece = self._take_message(piece) if self._missing_bytes >= 0 else self._take_prefix(piece)
+
+    def _take_prefix(self, piece: memoryview) -> memoryview:
         wanted = grpc_frames.PREFIX_BYTES - len(self._prefix)
         self._prefix += bytes(piece[:wanted])
         if len(self._prefix) == grpc_frames.PREFIX_BYTES:
             self._missing_bytes = int.from_bytes(self._prefix[1:], "big")
             self._check_prefix()
             if not self._missing_bytes:
-                self._take_message(b"")
+                self._take_message(memoryview(b""))
         return piece[wanted:]
 
     def _check_prefix(self) -> None:
@@ -189,17 +211,27 @@ class Call(IncomingStream):
         elif self._prefix[0] > 1:
             self._end(grpc.StatusCode.INTERNAL, "a message has an unknown flag")
 
-    def _take_message(self, piece: bytes | memoryview) -> bytes | memoryview:
+    def _take_message(self, piece: memoryview) -> memoryview:
         part = piece[: self._missing_bytes]
-        keep_piece(self._pieces, part)
-        self._missing_bytes -= len(part)
+        if self._whole is not None:
+            self._fill(self._whole, part)
+        else:
+            keep_piece(self._pieces, part)
+            self._missing_bytes -= len(part)
         if not self._missing_bytes:
-            self._messages.append(b"".join(self._pieces))
+            self._messages.append(b"".join(self._pieces) if self._whole is None else self._whole)
             self._pieces.clear()
+            self._drop_whole()
             self._prefix = b""
             # Others that come behind the message of a unary call would only take memory.
             self._missing_bytes = -1 if self._handler.response_streaming else _ALL_TAKEN
         return piece[len(part) :]
+
+    def _fill(self, whole: memoryview, piece: Buffer) -> None:
+        """Puts a part of a message where it belongs."""
+        at = len(whole) - self._missing_bytes
+        whole[at : at + len(piece)] = piece
+        self._missing_bytes -= len(piece)
 
     def _ask(self) -> None:
         """Lets the client send the rest of the message that comes, or 64 KiB."""
@@ -207,6 +239,21 @@ class Call(IncomingStream):
         if self._credit_bytes < min(wanted, frames.DEFAULT_WINDOW // 2) or self._credit_bytes < self._missing_bytes:
             self._connection.output.write(frames.window_update(self.stream_id, wanted - self._credit_bytes))
             self._credit_bytes = wanted
+            if self._missing_bytes > frames.DEFAULT_WINDOW and self._whole is None:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """Gets the memory of a large message, so that it needs no other; no page of it is touched before data comes."""
+        begun = b"".join(self._pieces)
+        self._pieces.clear()
+        self._whole = np.empty(len(begun) + self._missing_bytes, np.uint8).data
+        self._whole[: len(begun)] = begun
+        self._connection.filling[self.stream_id] = self
+
+    def _drop_whole(self) -> None:
+        if self._whole is not None:
+            self._whole = None
+            self._connection.filling.pop(self.stream_id, None)
 
     # -- answering --------------------------------------------------------------------------------------------------
 
@@ -236,9 +283,10 @@ class Call(IncomingStream):
         self._has_begun = True
         return grpc_frames.response_headers(self.stream_id)
 
-    def _respond(self, message: bytes) -> None:
+    def _respond(self, parts: Sequence[Buffer]) -> None:
         if not self._is_over:
-            self._connection.respond(self, (message,), len(message), self._is_complete, self._over)
+            size_bytes = sum(memoryview(part).nbytes for part in parts)
+            self._connection.respond(self, parts, size_bytes, self._is_complete, self._over)
             self._has_begun = True
 
     def _end(self, code: grpc.StatusCode, details: str = "", metadata: tuple[tuple[str, str], ...] = ()) -> None:
@@ -271,6 +319,7 @@ class Call(IncomingStream):
             self._timer.cancel()
         self._messages.clear()
         self._pieces.clear()
+        self._drop_whole()
         self._connection.forget(self)
         if not self._answering:
             self._call_back()

@@ -19,10 +19,10 @@ from roost.server.grpc_head import CallHead, read_head
 from roost.server.grpc_lean import LeanCall
 from roost.server.grpc_native_call import Call
 from roost.server.http2 import frames
-from roost.server.http2.connection import Connection, IncomingStream
+from roost.server.http2.connection import Connection
 from roost.server.http2.frames import ConnectionFailed, ErrorCode
 from roost.server.http2.hpack import Header
-from roost.server.http2.output import Stream
+from roost.server.http2.streams import IncomingStream, Stream
 
 if TYPE_CHECKING:
     from roost.server.grpc_native import NativeService
@@ -45,11 +45,10 @@ class GrpcConnection(Connection[CallHead]):
     """
 
     def __init__(self, service: NativeService) -> None:
-        super().__init__(service.limits.max_concurrent_streams)
+        super().__init__(service.limits.max_concurrent_streams, service.shared)
         self.service = service
         self.max_message_bytes = service.limits.max_message_bytes
         self.peer = ""
-        self._loop = asyncio.get_running_loop()
         self._is_draining = False
         self._is_refusing = False
         self._timers: list[asyncio.TimerHandle] = []
@@ -64,7 +63,7 @@ class GrpcConnection(Connection[CallHead]):
     # -- life -------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        """See ``asyncio.Protocol``."""
+        """See ``asyncio.BaseProtocol``."""
         super().connection_made(transport)
         self.peer = _peer(transport.get_extra_info("peername"))
         self.service.connections.add(self)
@@ -77,7 +76,7 @@ class GrpcConnection(Connection[CallHead]):
             self.drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See ``asyncio.Protocol``."""
+        """See ``asyncio.BaseProtocol``."""
         for timer in (*self._timers, self._probe_timer):
             if timer is not None:
                 timer.cancel()
@@ -191,13 +190,15 @@ class GrpcConnection(Connection[CallHead]):
             self.output.write(frames.reset(stream_id, ErrorCode.PROTOCOL_ERROR))
         elif meaning.http_status:
             self.output.write(grpc_frames.http_refusal(stream_id, meaning.http_status))
-            self._stop_sender(stream_id, is_complete)
+            if not is_complete:
+                self._stop_sender(stream_id)
         elif meaning.is_too_large or meaning.path not in self.service.handlers:
             code, text = grpc.StatusCode.UNIMPLEMENTED, "Method not found!"
             if meaning.is_too_large:
                 code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, "received metadata size exceeds limit"
             self.output.write(grpc_frames.status_trailers(stream_id, code.value[0], text, (), is_first=True))
-            self._stop_sender(stream_id, is_complete)
+            if not is_complete:
+                self._stop_sender(stream_id)
         else:
             return self.open_call(stream_id, meaning, is_complete)
         return None
@@ -219,13 +220,12 @@ class GrpcConnection(Connection[CallHead]):
     ) -> None:
         """Answers a call with one message; ``on_sent`` is called when all of it was handed to the socket."""
         stream_id = stream.stream_id
-        length = size_bytes + grpc_frames.PREFIX_BYTES
         output = self.output
-        if output.fits(stream, length):
-            output.window_bytes -= length
-            output.answers += 1
-            output.write(grpc_frames.whole_response(stream_id, parts, size_bytes))
-            self._stop_sender(stream_id, is_complete)
+        if output.fits(stream, size_bytes + grpc_frames.PREFIX_BYTES):
+            first, last = grpc_frames.around_message(stream_id, size_bytes)
+            output.send_whole((first, *parts, last), size_bytes + grpc_frames.PREFIX_BYTES)
+            if not is_complete:
+                self._stop_sender(stream_id)
             on_sent()
             return
         # Ended when the stream is forgotten, or resets would leave them behind.
@@ -235,7 +235,8 @@ class GrpcConnection(Connection[CallHead]):
         pieces = (grpc_frames.prefix(size_bytes), *parts)
         end = grpc_frames.ok_trailers(stream_id)
         output.send(stream, grpc_frames.response_headers(stream_id), pieces, end, on_sent)
-        self._stop_sender(stream_id, is_complete)
+        if not is_complete:
+            self._stop_sender(stream_id)
 
     def end(
         self,
@@ -254,7 +255,8 @@ class GrpcConnection(Connection[CallHead]):
         self.output.answers += 1
         stream_id = stream.stream_id
         self.output.write(grpc_frames.status_trailers(stream_id, code.value[0], details, metadata, is_first=is_first))
-        self._stop_sender(stream_id, is_complete)
+        if not is_complete:
+            self._stop_sender(stream_id)
 
     def fail_call(self, stream: Stream, error: RoostError, method: str, deadline: float | None) -> None:
         """Ends a call that has sent all and was answered nothing with an error."""
@@ -267,10 +269,9 @@ class GrpcConnection(Connection[CallHead]):
         if self.streams.get(stream.stream_id) is stream:
             self._end_stream(stream, code)
 
-    def _stop_sender(self, stream_id: int, is_complete: bool) -> None:
+    def _stop_sender(self, stream_id: int) -> None:
         """Has a client that is not done sending stop, but not at once: its library may take that for a failure."""
-        if not is_complete:
-            self._loop.call_later(_LINGER_S, self._reset_late, stream_id)
+        self._loop.call_later(_LINGER_S, self._reset_late, stream_id)
 
     def _reset_late(self, stream_id: int) -> None:
         if not self.is_lost:

@@ -24,6 +24,7 @@ _RAW_OUTPUT: Final = b"\x32"
 
 _MAX_TEMPLATES: Final = 1024
 _MAX_HEAD_BYTES: Final = 8192
+_MAX_FIRST_BYTES: Final = _MAX_HEAD_BYTES + 512  # with names and an id
 # Contents of larger messages are views on them; of smaller ones copies cost less.
 _VIEW_BYTES: Final = 16_384
 _NO_REGIONS: Mapping[str, RegionSlice] = {}
@@ -62,7 +63,7 @@ class InferCodec:
 
     def decode_infer(
         self,
-        raw: bytes,
+        raw: Buffer,
         received: float,
         request_timeout_s: float,
         *,
@@ -148,39 +149,47 @@ class InferCodec:
         """
         return b"".join(self.encode_parts(response)[0])
 
-    def _match(self, raw: bytes) -> tuple[_Template, str, list[Tensor]] | None:
+    def _match(self, raw: Buffer) -> tuple[_Template, str, list[Tensor]] | None:
         """The template of a message, its id and its inputs; None if it is the general codec's.
 
         Raises:
             InvalidArgument: If it is a bad one.
         """
+        # What is not plain bytes is large, and only its beginning is wanted as bytes.
+        first = raw if type(raw) is bytes else bytes(raw[:_MAX_FIRST_BYTES])
         try:
-            at = after = _skip_names(raw)
+            end = self._ends.get(len(raw) << 8, 0)  # of one without an id
+            template = self._templates.get(first[:end])
+            if template is not None:
+                inputs = _cut(template, raw, end)
+                return None if inputs is None else (template, "", inputs)
+            at = after = _skip_names(first)
             request_id = ""
-            if raw[at] == _ID:
-                if raw[at + 1] > 0x7F:
+            if first[at] == _ID:
+                if first[at + 1] > 0x7F:
                     return None
-                after += 2 + raw[at + 1]
-                request_id = str(raw[at + 2 : after], "utf-8")
+                after += 2 + first[at + 1]
+                request_id = str(first[at + 2 : after], "utf-8")
             guess = (len(raw) - after) << 8 | at
             end = after + self._ends.get(guess, 0)
-            template = self._templates.get(raw[:end] if after == at else raw[:at] + raw[after:end])
+            template = self._templates.get(first[:end] if after == at else first[:at] + first[after:end])
             if template is None:
-                end = _skip_descriptions(raw, after)
+                end = _skip_descriptions(first, after)
                 self._remember_end(guess, end - after)
-                template = self._template(raw, at, after, end)
+                if after == at:
+                    self._remember_end(len(raw) << 8, end)
+                template = self._template(raw, first[:at] + first[after:end])
             inputs = _cut(template, raw, end)
         except (IndexError, UnicodeDecodeError):
             return None
         return None if inputs is None or template is None else (template, request_id, inputs)
 
-    def _template(self, raw: bytes, at: int, after: int, end: int) -> _Template | None:
-        """The template of a message: names end at ``at``, the id at ``after``, and at ``end`` the contents begin.
+    def _template(self, raw: Buffer, head: bytes) -> _Template | None:
+        """The template of a message that has so much besides its id and contents.
 
         Raises:
             InvalidArgument: If the message is a bad one.
         """
-        head = raw[:at] + raw[after:end]
         known = self._templates.get(head)
         if known is not None or len(head) > _MAX_HEAD_BYTES:
             return known
@@ -255,7 +264,7 @@ def _skip_descriptions(raw: bytes, at: int) -> int:
     return at
 
 
-def _cut(template: _Template | None, raw: bytes, at: int) -> list[Tensor] | None:
+def _cut(template: _Template | None, raw: Buffer, at: int) -> list[Tensor] | None:
     """The inputs of a message whose raw contents begin at ``at``; None if there are not as many as inputs.
 
     Raises:

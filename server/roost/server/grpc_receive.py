@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc.aio
 from roost.core.errors import DeadlineExceeded, InvalidArgument, Limit, ResourceExhausted
+from roost.core.tensors import Buffer
 from roost.core.units import format_bytes
 
 # Unpacking more than this (it may grow a thousandfold) blocks the event loop for too long.
@@ -56,7 +57,7 @@ class ReceiveGate:
         self._expired: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def receive(self, context: Any) -> bytes | None:
+    async def receive(self, context: Any) -> Buffer | None:
         """Receives the next message of a call, unpacked; None when the client has sent all.
 
         Raises:
@@ -130,7 +131,7 @@ class StreamGate:
         self._max_message_bytes = max_message_bytes
         self._executor = executor
 
-    async def receive(self, context: Any, expected_bytes: int | None) -> bytes | None:
+    async def receive(self, context: Any, expected_bytes: int | None) -> Buffer | None:
         """Receives the next message of a call, unpacked; None when the client has sent all.
 
         Args:
@@ -170,26 +171,26 @@ class _Slot:
             self._slots.release()
 
 
-async def unpack(raw: bytes, max_bytes: int, executor: ThreadPoolExecutor) -> bytes:
+async def unpack(raw: Buffer, max_bytes: int, executor: ThreadPoolExecutor) -> bytes:
     """Unpacks a compressed message, in a thread unless it is small; see ``inflate``."""
     if len(raw) <= _INLINE_INFLATE_BYTES:
         return inflate(raw, max_bytes)
     return await asyncio.get_running_loop().run_in_executor(executor, inflate, raw, max_bytes)
 
 
-def _is_packed(raw: bytes) -> bool:
+def _is_packed(raw: Buffer) -> bool:
     """Whether a message is compressed.
 
     gRPC's flag for it does not reach handlers, but no message of ours starts like this: gzip's first byte is no
     protobuf tag at all, and zlib's is one of a field 15 that none of our requests has.
     """
-    first = raw[:1]
-    if first == _GZIP[:1]:
-        return raw.startswith(_GZIP)
-    return first == _ZLIB_FIRST and len(raw) > 2 and int.from_bytes(raw[:2], "big") % 31 == 0
+    first = bytes(raw[:3])
+    return first == _GZIP or (
+        first[:1] == _ZLIB_FIRST and len(first) == 3 and int.from_bytes(first[:2], "big") % 31 == 0
+    )
 
 
-def inflate(raw: bytes, max_bytes: int) -> bytes:
+def inflate(raw: Buffer, max_bytes: int) -> bytes:
     """Unpacks a gzip or deflate message, and no more of it than allowed.
 
     Raises:

@@ -50,4 +50,4 @@ class ReflectionService:
 
     async def _questions(self, context: Any) -> AsyncIterator[Any]:
         while (raw := await self._gate.receive(context)) is not None:
-            yield parse_message(reflection_pb2.ServerReflectionRequest, raw)
+            yield parse_message(reflection_pb2.ServerReflectionRequest, bytes(raw))

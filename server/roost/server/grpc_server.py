@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from roost.proto.pool import SERVICE_NAME
 from roost.server.data_plane_protocol import DataPlane
+from roost.server.grpc_bursts import Bursts
 from roost.server.grpc_calls import Calls, Handlers
 from roost.server.grpc_errors import log_ended_calls_quietly
 from roost.server.grpc_extensions import ExtensionCalls
@@ -162,9 +163,10 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
         executor=executor,
     )
     streams = StreamCalls(data_plane, calls, stream_gate, limits)
+    use_native = limits.use_native()
     repository = RepositoryCalls(data_plane, calls, large, control).handlers()
     inference = (
-        InferenceCalls(data_plane, calls, large, control, codec).handlers()
+        InferenceCalls(data_plane, calls, large, control, codec, None if use_native else Bursts()).handlers()
         | streams.handlers()
         | repository
         | ExtensionCalls(data_plane, calls, control).handlers()
@@ -176,7 +178,7 @@ def build_grpc_server(data_plane: DataPlane, limits: GrpcLimits, options: Transp
         HEALTH_SERVICE_NAME: HealthService(data_plane, calls, closing, limits.health_poll_s).handlers(),
         REFLECTION_SERVICE_NAME: ReflectionService(described, gate(_REFLECTION_RECEIVES)).handlers(),
     }
-    if not limits.use_native():
+    if not use_native:
         return GrpcServer(AioTransport(services, limits), streams, closing, executor)
     paths = {f"/{name}/{method}": handler for name in services for method, handler in services[name].items()}
     service = NativeService(data_plane, calls, paths, limits, codec, options.compat_triton)

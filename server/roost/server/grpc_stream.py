@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 from roost.core.errors import Code, Limit, ResourceExhausted, RoostError, Unavailable, limit_of
 from roost.core.requests import InferRequest, InferResponse
+from roost.core.tensors import Buffer
 from roost.server import grpc_codec as codec
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_calls import Calls, header_of
@@ -102,7 +103,7 @@ class StreamCalls:
 class _Asked:
     """A request, or why it could not be received, and its place in the order; then also what is known of it."""
 
-    received: bytes | RoostError
+    received: Buffer | RoostError
     turn: int
     is_late: bool
     id: str = ""
@@ -176,7 +177,7 @@ class InferStream:
         try:
             while True:
                 await self._window.acquire()
-                received: bytes | RoostError | None
+                received: Buffer | RoostError | None
                 try:
                     received = await self._gate.receive(self._context, largest_bytes)
                 except RoostError as error:
@@ -184,7 +185,7 @@ class InferStream:
                     received = as_value(error)
                 if received is None:
                     return True
-                if isinstance(received, bytes):
+                if not isinstance(received, RoostError):
                     largest_bytes = max(largest_bytes or 0, len(received))
                 asked = _Asked(received, self._turns.take(), self._is_draining)
                 del received  # while the next one is awaited, this one's memory belongs to its task alone

@@ -7,6 +7,7 @@ protobuf copies a ``bytes`` field when it parses it and again whenever it is rea
 from __future__ import annotations
 
 from roost.core.errors import InvalidArgument
+from roost.core.tensors import Buffer
 
 MAX_FIELDS = 65_536
 
@@ -21,7 +22,7 @@ def encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def cut_out(data: bytes, field: int) -> tuple[bytes, list[memoryview]] | None:
+def cut_out(data: Buffer, field: int) -> tuple[bytes, list[memoryview]] | None:
     """Separates a repeated ``bytes`` field from the rest of a message.
 
     Args:
@@ -57,7 +58,7 @@ def cut_out(data: bytes, field: int) -> tuple[bytes, list[memoryview]] | None:
     return b"".join(rest), values
 
 
-def _field_ends(data: bytes, position: int, field: int, is_wanted: bool) -> tuple[int, int] | None:
+def _field_ends(data: Buffer, position: int, field: int, is_wanted: bool) -> tuple[int, int] | None:
     """Where the content of the field at ``position`` starts and ends; None if it isn't plain."""
     tag, position = read_varint(data, position)
     if position < 0 or (tag >> 3 == field and not is_wanted):
@@ -78,7 +79,7 @@ def _field_ends(data: bytes, position: int, field: int, is_wanted: bool) -> tupl
     return (position, end) if 0 < position <= end <= len(data) else None
 
 
-def read_varint(data: bytes, position: int) -> tuple[int, int]:
+def read_varint(data: Buffer, position: int) -> tuple[int, int]:
     """Reads a number and gives the position behind it; the position is -1 if it is cut short or overlong."""
     value = shift = 0
     for at in range(position, min(position + 10, len(data))):

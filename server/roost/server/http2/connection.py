@@ -12,12 +12,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
-from roost.core.tensors import Buffer
 from roost.server.http2 import frames
 from roost.server.http2.blocks import MAX_LIST_BYTES, HeaderBlocks
 from roost.server.http2.frames import ConnectionFailed, ErrorCode
 from roost.server.http2.hpack import Header
-from roost.server.http2.output import Output, Stream
+from roost.server.http2.output import Output
+from roost.server.http2.shared import Shared
+from roost.server.http2.streams import FillingStream, IncomingStream, Stream
 
 # No more than the window that a stream begins with, since there are clients that send whole frames or nothing.
 MAX_FRAME_BYTES: Final = frames.DEFAULT_WINDOW
@@ -27,61 +28,36 @@ _WINDOW_BYTES: Final = 2**24
 _WRITE_BUFFER_BYTES: Final = 2**17
 # Data waits until the client reads, everything else is small and goes out at once: this much of it is an attack.
 _MAX_UNREAD_BYTES: Final = 2**20
+# Smaller reads are copied before they are looked at.
+_VIEW_BYTES: Final = 32_768
 # Of what one read brings; whoever sends more has to let other connections have their turn.
 _TURN_BYTES: Final = 65_536
 # Changed windows make all streams be looked at; libraries that adapt theirs do so a few times a second.
 _MAX_SETTINGS: Final = 100
 _SETTINGS_S: Final = 1.0
-_SMALL_PIECE_BYTES: Final = 512
 _LINGER_S: Final = 30.0
 _LAST_WORDS_S: Final = 1.0
 
 H = TypeVar("H")
 
 
-class IncomingStream(Stream):
-    """A stream whose data has yet to come, or comes in pieces."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def on_data(self, piece: bytes | memoryview, counted_bytes: int, is_last: bool) -> None:
-        """Takes data.
-
-        Args:
-            piece: The data; a view keeps what was read with it in memory, which is at most twice as much.
-            counted_bytes: How much of the window it used up.
-            is_last: Whether the client sends nothing else.
-        """
-
-    @abstractmethod
-    def on_reset(self) -> None:
-        """The client has given up, or the connection is lost; nothing can be sent any more."""
-
-
-def keep_piece(pieces: list[Buffer], piece: bytes | memoryview) -> None:
-    """Keeps data with what came before it; small pieces as one, or each would take more memory than what is in it."""
-    if not pieces or len(piece) >= _SMALL_PIECE_BYTES:
-        pieces.append(piece)
-    elif type(pieces[-1]) is bytearray:
-        pieces[-1] += piece
-    else:
-        pieces.append(bytearray(piece))
-
-
-class Connection(asyncio.Protocol, Generic[H]):
+class Connection(asyncio.BufferedProtocol, Generic[H]):
     """Reads frames. ``H`` is what a list of headers means to who is behind it.
 
     Args:
         max_streams: How many streams may be open at once.
+        shared: What it shares with the other connections of its event loop.
     """
 
-    def __init__(self, max_streams: int) -> None:
+    def __init__(self, max_streams: int, shared: Shared) -> None:
+        self._loop = asyncio.get_running_loop()
         self._max_streams = max_streams
+        self._shared = shared
         self._blocks = HeaderBlocks(self.meaning)
         self.streams: dict[int, Stream] = {}
+        self.filling: dict[int, FillingStream] = {}  # those of them that receive a large message
         self._fresh: dict[int, H] = {}  # streams of the chunk at hand that have sent headers alone
-        self._fresh_grants: dict[int, int] = {}  # what they may send beyond the usual window
+        self.fresh_grants: dict[int, int] = {}  # what these may be sent beyond the usual window
         self._rest = b""
         self._has_begun = False
         self._left = 0  # of a DATA frame that is not complete: bytes, stream, flags
@@ -122,10 +98,10 @@ class Connection(asyncio.Protocol, Generic[H]):
     # -- transport --------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        """See ``asyncio.Protocol``."""
+        """See ``asyncio.BaseProtocol``."""
         self.transport: asyncio.Transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-        self.output = Output(transport.write, transport.writelines)
+        self.output = Output(transport.write, transport.writelines, self._shared.flush_soon)
         self.heard = time.monotonic()
         limits = {
             frames.MAX_CONCURRENT_STREAMS: self._max_streams,
@@ -133,10 +109,10 @@ class Connection(asyncio.Protocol, Generic[H]):
             frames.MAX_HEADER_LIST_SIZE: MAX_LIST_BYTES,
         }
         window = frames.window_update(0, _WINDOW_BYTES - frames.DEFAULT_WINDOW)
-        transport.write(frames.settings(limits) + window)
+        self.output.write(frames.settings(limits) + window)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See ``asyncio.Protocol``."""
+        """See ``asyncio.BaseProtocol``."""
         self.is_lost = True
         streams = list(self.streams.values())
         self.streams.clear()
@@ -152,8 +128,23 @@ class Connection(asyncio.Protocol, Generic[H]):
         """See ``asyncio.BaseProtocol``."""
         self.output.resume()
 
-    def data_received(self, data: bytes) -> None:
-        """See ``asyncio.Protocol``."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See ``asyncio.BufferedProtocol``; what is left of the last read goes before what comes."""
+        rest, room = self._rest, self._shared.room
+        if not rest:
+            return room
+        room[: len(rest)] = rest
+        return room[len(rest) :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See ``asyncio.BufferedProtocol``."""
+        data = self._shared.room[: len(self._rest) + nbytes]
+        self._rest = b""
+        # What is large goes to where it belongs from here; pieces of bytes are faster to make than pieces of views.
+        self.receive(bytes(data) if nbytes < _VIEW_BYTES else data)
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Takes what has come; a view is not looked at any more after this call."""
         self.heard = time.monotonic()
         if self.is_lost:
             return
@@ -161,28 +152,28 @@ class Connection(asyncio.Protocol, Generic[H]):
         if len(data) >= _TURN_BYTES:
             # Some event loops read on for as long as there is something, and serve nobody else meanwhile.
             self.transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._read_on)
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
+            self._loop.call_soon(self._read_on)
         try:
             at = 0 if self._has_begun else self._begin(data)
-            if at >= 0:
-                at = self._take_frames(data, at)
-                self._rest = data[at:]
-                if self._fresh:
-                    self._open_fresh()
-                if self._fresh_grants:
-                    self._fresh_grants.clear()  # those of streams that were answered or reset at once
-                if self._unasked_bytes >= _WINDOW_BYTES // 2:
-                    self.output.write(frames.window_update(0, self._unasked_bytes))
-                    self._unasked_bytes = 0
-            else:
-                self._rest = data
-            if self.output.is_paused and self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
-                raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "what is sent is not read")
+            if at < 0:
+                self._rest = bytes(data)
+                return
+            at = self._take_frames(data, at)
+            self._rest = bytes(data[at:])
+            self._end_chunk()
         except ConnectionFailed as failure:
             self.fail(failure)
+
+    def _end_chunk(self) -> None:
+        if self._fresh:
+            self._open_fresh()
+        if self.fresh_grants:
+            self.fresh_grants.clear()  # those of streams that were answered or reset at once
+        if self._unasked_bytes >= _WINDOW_BYTES // 2:
+            self.output.write(frames.window_update(0, self._unasked_bytes))
+            self._unasked_bytes = 0
+        if self.output.is_paused and self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
+            raise ConnectionFailed(ErrorCode.ENHANCE_YOUR_CALM, "what is sent is not read")
 
     def _read_on(self) -> None:
         if not self.is_lost:
@@ -197,8 +188,9 @@ class Connection(asyncio.Protocol, Generic[H]):
 
     def close(self, linger_s: float = _LINGER_S) -> None:
         """Ends the connection; what was handed to the socket is still sent, if it is read within so many seconds."""
+        self.output.flush()
         if self.transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_later(linger_s, self.transport.abort)
+            self._loop.call_later(linger_s, self.transport.abort)
         self.transport.close()
         self.connection_lost(None)
 
@@ -224,17 +216,18 @@ class Connection(asyncio.Protocol, Generic[H]):
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, data: bytes) -> int:
+    def _begin(self, data: bytes | memoryview) -> int:
         """The end of the preface; -1 if it is not all there."""
         preface = frames.PREFACE
-        if not data.startswith(preface):
-            if preface.startswith(data):
+        first = bytes(data[: len(preface)])
+        if first != preface:
+            if preface.startswith(first):
                 return -1
             raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
         self._has_begun = True
         return len(preface)
 
-    def _take_frames(self, data: bytes, at: int) -> int:
+    def _take_frames(self, data: bytes | memoryview, at: int) -> int:
         """Takes all frames that are complete, and what there is of a DATA frame; returns where the rest begins."""
         size = len(data)
         unpack = frames.HEAD.unpack_from
@@ -253,19 +246,24 @@ class Connection(asyncio.Protocol, Generic[H]):
                 if end > size:
                     self._left, self._data_id, self._data_flags = length, stream_id, flags
                     return self._go_on(data, body)
+                if not flags and stream_id in self.filling:
+                    count = self._on_frames(self.filling[stream_id], data, at, length)
+                    if count:
+                        at += count * (frames.HEAD_BYTES + length)
+                        continue
                 self._on_data(stream_id, flags, data, body, end, length)
             elif length > _MAX_WHOLE_BYTES:
                 raise ConnectionFailed(ErrorCode.FRAME_SIZE_ERROR, "a frame is too large")
             elif end > size:
                 return at
             elif kind == frames.HEADERS:
-                self._on_headers(stream_id, flags, data[body:end])
+                self._on_headers(stream_id, flags, bytes(data[body:end]))
             else:
-                self._on_other(kind, flags, stream_id & frames.MAX_STREAM_ID, data[body:end])
+                self._on_other(kind, flags, stream_id & frames.MAX_STREAM_ID, bytes(data[body:end]))
             at = end
         return at
 
-    def _go_on(self, data: bytes, at: int) -> int:
+    def _go_on(self, data: bytes | memoryview, at: int) -> int:
         """Takes what there is of a DATA frame that began earlier."""
         end = min(at + self._left, len(data))
         self._left -= end - at
@@ -274,22 +272,34 @@ class Connection(asyncio.Protocol, Generic[H]):
             self._on_data(self._data_id, flags, data, at, end, end - at)
         return end
 
-    def _on_data(self, stream_id: int, flags: int, data: bytes, at: int, end: int, counted_bytes: int) -> None:
+    def _on_data(
+        self, stream_id: int, flags: int, data: bytes | memoryview, at: int, end: int, counted_bytes: int
+    ) -> None:
         self._unasked_bytes += counted_bytes
         if self._unasked_bytes > _WINDOW_BYTES:
             raise ConnectionFailed(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window allows")
         is_last = bool(flags & frames.END_STREAM)
-        meaning = self._fresh.pop(stream_id, None)
+        meaning = self._fresh.pop(stream_id, None) if self._fresh else None
         if meaning is not None:
-            if is_last and end - at <= frames.DEFAULT_WINDOW and self.take_whole(stream_id, meaning, data[at:end]):
+            is_whole = is_last and end - at <= frames.DEFAULT_WINDOW
+            if is_whole and self.take_whole(stream_id, meaning, bytes(data[at:end])):
                 return
             self._open(stream_id, meaning, False)
         stream = self.streams.get(stream_id)
         if isinstance(stream, IncomingStream):
-            piece = memoryview(data)[at:end] if 2 * (end - at) >= len(data) > 8192 else data[at:end]
-            stream.on_data(piece, counted_bytes, is_last)
+            stream.on_data(data[at:end], counted_bytes, is_last)
         elif stream_id > self._last_id or not stream_id & 1:
             raise ConnectionFailed(ErrorCode.PROTOCOL_ERROR, "data of a stream that is not open")
+
+    def _on_frames(self, stream: FillingStream, data: bytes | memoryview, at: int, length: int) -> int:
+        """Takes a number of frames of one large message at once; returns how many, perhaps none."""
+        if isinstance(data, bytes):  # little was read
+            return 0
+        count = frames.count_alike(data, at, length)
+        if self._unasked_bytes + count * length > _WINDOW_BYTES or not stream.on_frames(data, at, length, count):
+            return 0
+        self._unasked_bytes += count * length
+        return count
 
     def _on_headers(self, stream_id: int, flags: int, block: bytes) -> None:
         if self._blocks.open_id:
@@ -330,11 +340,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         stream = self.open(stream_id, meaning, is_complete)
         if stream is not None:
             self.streams[stream_id] = stream
-            stream.granted_bytes += self.granted(stream_id)
-
-    def granted(self, stream_id: int) -> int:
-        """What a client lets a stream send beyond the usual window that it has just opened."""
-        return self._fresh_grants.pop(stream_id, 0) if self._fresh_grants else 0
+            stream.granted_bytes += self.fresh_grants.pop(stream_id, 0)
 
     def _on_trailers(self, stream_id: int, is_last: bool) -> None:
         if not is_last:
@@ -389,7 +395,7 @@ class Connection(asyncio.Protocol, Generic[H]):
         stream = self.streams.get(stream_id)
         if stream is None:
             if stream_id in self._fresh:
-                self._fresh_grants[stream_id] = self._fresh_grants.get(stream_id, 0) + increment
+                self.fresh_grants[stream_id] = self.fresh_grants.get(stream_id, 0) + increment
             return
         if not increment:
             self._end_stream(stream, ErrorCode.PROTOCOL_ERROR)

@@ -61,6 +61,17 @@ class ConnectionFailed(Exception):
         self.text = text
 
 
+def count_alike(data: bytes | memoryview, at: int, length: int) -> int:
+    """How many whole frames with the same head there are, one behind the other, the first of which begins at ``at``."""
+    stride = HEAD_BYTES + length
+    first = data[at : at + HEAD_BYTES]
+    end = at + (len(data) - at) // stride * stride
+    place = at
+    while place < end and data[place : place + HEAD_BYTES] == first:
+        place += stride
+    return (place - at) // stride
+
+
 def head(length: int, kind: int, flags: int, stream_id: int) -> bytes:
     """The first nine bytes of a frame."""
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream_id)

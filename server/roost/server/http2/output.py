@@ -1,36 +1,25 @@
 """What a connection sends: frames within the windows that its client grants, and no faster than it reads.
 
-Control frames go out at once, answers as far as the windows reach; the rest waits, as views on the answers' own
-memory, and streams with something to send take turns.
+Control frames and answers, as far as the windows reach, are gathered and go out together at the end of the turn of the
+event loop; the rest waits, as views on the answers' own memory, and streams with something to send take turns.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from roost.core.tensors import Buffer
 from roost.server.http2 import frames
 from roost.server.http2.frames import ConnectionFailed, ErrorCode
+from roost.server.http2.streams import Stream
 
-# So much of one stream goes out before the next one has its turn.
+# So much of one stream goes out before the next one has its turn, and so much of one that is alone at once.
 _TURN_BYTES: Final = 65_536
-
-
-class Stream:
-    """One stream of a connection.
-
-    Attributes:
-        stream_id: Its number.
-        granted_bytes: What its client lets it send beyond the window that streams begin with, less what it has sent.
-    """
-
-    __slots__ = ("granted_bytes", "stream_id")
-
-    def __init__(self, stream_id: int) -> None:
-        self.stream_id = stream_id
-        self.granted_bytes = 0
+_ALONE_BYTES: Final = 2**18
+# No more is gathered, however much a client asks in one turn of the event loop.
+_MAX_GATHERED_BYTES: Final = 65_536
 
 
 class _Waiting:
@@ -51,11 +40,20 @@ class Output:
     Args:
         write: Hands bytes to the socket.
         write_all: The same for several.
+        flush_soon: Has it flushed at the end of this turn of the event loop.
     """
 
-    def __init__(self, write: Callable[[Buffer], None], write_all: Callable[[Sequence[Buffer]], None]) -> None:
-        self.write = write
+    def __init__(
+        self,
+        write: Callable[[Buffer], None],
+        write_all: Callable[[Sequence[Buffer]], None],
+        flush_soon: Callable[[Output], None],
+    ) -> None:
+        self._write = write
         self._write_all = write_all
+        self._flush_soon = flush_soon
+        self._gathered: list[Buffer] = []
+        self._gathered_bytes = 0
         self.window_bytes = frames.DEFAULT_WINDOW
         self.stream_window_bytes = frames.DEFAULT_WINDOW
         self.frame_bytes = frames.DEFAULT_FRAME_BYTES
@@ -78,6 +76,33 @@ class Output:
             and not self.is_paused
             and not self._waiting
         )
+
+    def write(self, data: bytes) -> None:
+        """Sends frames with whatever else is sent in this turn of the event loop."""
+        if not self._gathered:
+            self._flush_soon(self)
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes > _MAX_GATHERED_BYTES:
+            self.flush()
+
+    def send_whole(self, pieces: Iterable[Buffer], window_bytes: int) -> None:
+        """Sends the frames of an answer that ``fits``, which take so much of the connection's window."""
+        self.window_bytes -= window_bytes
+        self.answers += 1
+        if not self._gathered:
+            self._flush_soon(self)
+        self._gathered += pieces
+        self._gathered_bytes += window_bytes
+        if self._gathered_bytes > _MAX_GATHERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands what was gathered to the socket."""
+        gathered = self._gathered
+        if gathered:
+            self._gathered, self._gathered_bytes = [], 0
+            self._write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
 
     def send(
         self, stream: Stream, first: bytes, pieces: Sequence[Buffer], end: bytes, on_sent: Callable[[], None]
@@ -103,7 +128,9 @@ class Output:
             self._waiting = deque(item for item in self._waiting if item.stream is not stream)
 
     def forget_all(self) -> None:
-        """Drops what all streams have yet to send."""
+        """Drops all that was not handed to the socket."""
+        self._gathered.clear()
+        self._gathered_bytes = 0
         self._waiting.clear()
         self._stalled.clear()
 
@@ -151,7 +178,8 @@ class Output:
         """Sends what windows and socket take."""
         while self._waiting and not self.is_paused:
             waiting = self._waiting.popleft()
-            room = min(self.stream_window_bytes + waiting.stream.granted_bytes, _TURN_BYTES)
+            turn_bytes = _TURN_BYTES if self._waiting else _ALONE_BYTES
+            room = min(self.stream_window_bytes + waiting.stream.granted_bytes, turn_bytes)
             if waiting.pieces:
                 if room <= 0:
                     self._stalled[waiting.stream.stream_id] = waiting
@@ -160,26 +188,47 @@ class Output:
                     self._waiting.appendleft(waiting)
                     return
                 self._send_turn(waiting, min(room, self.window_bytes))
+            elif waiting.end:
+                self.write(waiting.end)
             if waiting.pieces:
                 self._waiting.append(waiting)
             else:
-                if waiting.end:
-                    self.write(waiting.end)
                 waiting.on_sent()
 
     def _send_turn(self, waiting: _Waiting, room: int) -> None:
+        """Sends up to so many bytes, behind what was gathered."""
         self.window_bytes -= room
         waiting.stream.granted_bytes -= room
-        out: list[Buffer] = []
-        while room and waiting.pieces:
-            count, pieces = _take(waiting.pieces, min(room, self.frame_bytes))
-            out.append(frames.head(count, frames.DATA, 0, waiting.stream.stream_id))
-            out += pieces
-            room -= count
+        out, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        room -= _cut(waiting.pieces, room, self.frame_bytes, waiting.stream.stream_id, out)
+        if waiting.end and not waiting.pieces:
+            out.append(waiting.end)
         self.window_bytes += room
         waiting.stream.granted_bytes += room
         self.answers += 1
         self._write_all(out)
+
+
+def _cut(pieces: deque[memoryview], room: int, frame_bytes: int, stream_id: int, out: list[Buffer]) -> int:
+    """Makes frames of up to so many bytes off the front; returns how many these were."""
+    left = room
+    full = frames.head(frame_bytes, frames.DATA, 0, stream_id)
+    while left and pieces:
+        piece = pieces[0]
+        run_bytes = min(len(piece), left) // frame_bytes * frame_bytes
+        if run_bytes:
+            for at in range(0, run_bytes, frame_bytes):
+                out += (full, piece[at : at + frame_bytes])
+            pieces[0] = piece[run_bytes:]
+            if len(piece) == run_bytes:
+                pieces.popleft()
+            left -= run_bytes
+        else:
+            count, taken = _take(pieces, min(left, frame_bytes))
+            out.append(frames.head(count, frames.DATA, 0, stream_id))
+            out += taken
+            left -= count
+    return room - left
 
 
 def _take(pieces: deque[memoryview], count: int) -> tuple[int, list[memoryview]]:
