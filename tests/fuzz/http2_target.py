@@ -9,6 +9,7 @@ from roost.core.errors import InvalidArgument
 from roost.proto import grpc_service_pb2 as pb
 from roost.server.http2 import frames
 from roost.server.http2.frames import ErrorCode
+from roost.server.http2.shared import Shared
 
 from tests.fuzz.driver import Target
 from tests.fuzz.mutation import mutate_bytes
@@ -16,6 +17,7 @@ from tests.unit.grpc_fakes import MODEL, FakeDataPlane
 from tests.unit.http2_fakes import Client, data
 
 _LOOP = asyncio.new_event_loop()
+_SHARED = Shared()  # one for all: its memory would be most of what an input takes, as long as timers keep its server
 
 
 def http2_target() -> Target:
@@ -28,6 +30,8 @@ async def _seeds() -> list[bytes]:
     message = pb.ModelInferRequest(model_name=MODEL, id="a", raw_input_contents=[b"ab"])
     message.inputs.add(name="IN", datatype="UINT8", shape=[2])
     raw = message.SerializeToString()
+    large = pb.ModelInferRequest(model_name=MODEL, id="b", raw_input_contents=[bytes(131_000)])
+    large.inputs.add(name="IN", datatype="UINT8", shape=[131_000])
     begin = frames.settings({frames.INITIAL_WINDOW_SIZE: 2**20}) + frames.window_update(0, 2**20)
     first, second = client.call(1, raw), client.call(3, raw, ("traceparent", "00-11"), ("grpc-timeout", "5S"))
     live = client.headers(5, path="/inference.GRPCInferenceService/ServerLive") + data(5, b"")
@@ -41,7 +45,15 @@ async def _seeds() -> list[bytes]:
         begin + first + frames.reset(1, ErrorCode.CANCEL) + second + live,
         begin + first + second + live + stream,
         begin + first + second + live + stream + continued + data(9, raw),
+        begin + Client(FakeDataPlane()).headers(11) + _in_frames(11, large.SerializeToString()),
     ]
+
+
+def _in_frames(stream_id: int, message: bytes) -> bytes:
+    """A message of which the server has to ask for the second half, in frames of one length but for the last ones."""
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    pieces = [frames.frame(frames.DATA, 0, stream_id, body[at : at + 8000]) for at in range(0, len(body), 8000)]
+    return b"".join(pieces) + frames.frame(frames.DATA, frames.END_STREAM, stream_id)
 
 
 def _run(raw: bytes) -> None:
@@ -53,13 +65,16 @@ def _run(raw: bytes) -> None:
 
 async def _connect(raw: bytes) -> str:
     plane = FakeDataPlane(budget_bytes=2**20)
-    client = Client(plane)
+    client = Client(plane, shared=_SHARED)
     middle = len(raw) // 2
     client.send(frames.PREFACE + raw[:middle])
+    for _ in range(3):
+        await asyncio.sleep(0)
     client.send(raw[middle:])
     for _ in range(5):
         await asyncio.sleep(0)
     ended = [item[3] for item in client.frames() if item[0] == frames.GOAWAY]
+    client.transport.sent.clear()  # a timer keeps the transport for a second
     client.connection.connection_lost(None)
     await client.service.drain(0)
     if plane.bodies.used_bytes or client.connection.streams or client.service.connections:

@@ -12,6 +12,7 @@ from roost.server.grpc_native import NativeTransport
 from roost.server.grpc_native_connection import GrpcConnection
 from roost.server.grpc_server import build_grpc_server
 from roost.server.http2 import frames
+from roost.server.http2.shared import Shared
 from roost.server.transport_options import TransportOptions
 
 from tests.unit.grpc_fakes import FakeDataPlane
@@ -70,14 +71,20 @@ class Client:
         plane: Answers.
         limits: Those of the server.
         options: What its operator chose.
+        shared: What its connections have in common, if it is that of another server.
     """
 
     def __init__(
-        self, plane: FakeDataPlane, limits: GrpcLimits | None = None, options: TransportOptions | None = None
+        self,
+        plane: FakeDataPlane,
+        limits: GrpcLimits | None = None,
+        options: TransportOptions | None = None,
+        shared: Shared | None = None,
     ) -> None:
         server = build_grpc_server(plane, limits or GrpcLimits(), options)
         assert isinstance(server.transport, NativeTransport)
         self.service = server.transport.service
+        self.service.shared = shared or self.service.shared
         self.transport = FakeTransport()
         self.connection = GrpcConnection(self.service)
         self.connection.connection_made(self.transport)

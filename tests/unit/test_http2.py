@@ -6,6 +6,8 @@ import asyncio
 import random
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hpack import Encoder
@@ -358,6 +360,49 @@ async def test_a_large_message_is_whole_however_it_is_cut(frame_bytes: int, behi
     await plane.bodies.is_empty()
 
 
+async def test_a_large_message_for_which_no_memory_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("roost.server.grpc_native_call.np.empty", refuse)
+    client = Client(FakeDataPlane()).greet()
+    message = infer("a", bytes(200_000))
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    client.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 2**30}) + frames.window_update(0, 2**30))
+    client.send(client.headers(1) + frame(frames.DATA, 0, 1, body[:50_000]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    rest = [frame(frames.DATA, 0, 1, body[at : at + 50_000]) for at in range(50_000, len(body), 50_000)]
+    client.send(b"".join(rest) + frame(frames.DATA, frames.END_STREAM, 1))
+    assert len(response_of((await client.answers())[1][1]).raw_output_contents[0]) == 200_000
+
+
+async def test_very_many_frames_of_a_large_message_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if they go beyond the message's end, where they have to be taken one by one."""
+    counted: list[int] = []
+
+    def count_alike(*arguments: Any) -> int:
+        counted.append(count := frames.count_alike(*arguments))
+        return count
+
+    monkeypatch.setattr(
+        "roost.server.http2.connection.frames", SimpleNamespace(**vars(frames) | {"count_alike": count_alike})
+    )
+    client = Client(FakeDataPlane()).greet()
+    size = 200_000
+    body = b"\0" + size.to_bytes(4, "big") + bytes(size)
+    client.send(client.headers(1) + frame(frames.DATA, 0, 1, body[: frames.DEFAULT_WINDOW]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert client.connection.filling
+    rest = body[frames.DEFAULT_WINDOW : -4000]
+    client.send(b"".join(frame(frames.DATA, 0, 1, rest[at : at + 50_000]) for at in range(0, len(rest), 50_000)))
+    client.send(frame(frames.DATA, 0, 1, b"x") * 5000)
+    assert sum(counted) < 3 * 5000
+    assert not client.connection.filling
+    assert client.frames()[-1][:3] == (frames.RST_STREAM, 0, 1)  # for the thousand that nobody has asked for
+
+
 async def test_an_answer_that_is_not_read_in_time_is_given_up() -> None:
     for may_begin in (True, False):
         plane = FakeDataPlane()
@@ -558,6 +603,37 @@ async def test_a_connection_that_comes_while_the_server_stops_ends_too() -> None
         receive(connection, frame(frames.PING, frames.ACK, 0, b"roostend"))
     await draining
     assert transport.is_closed
+
+
+async def test_a_stream_that_begins_with_the_answer_to_the_last_ping_is_answered() -> None:
+    plane = FakeDataPlane()
+    client = Client(plane).greet()
+    draining = asyncio.ensure_future(client.service.drain(60))
+    await asyncio.sleep(0)
+    client.frames()
+    client.send(client.headers(1) + frame(frames.PING, frames.ACK, 0, b"roostend"))
+    assert client.frames() == [(frames.GOAWAY, 0, 0, struct.pack(">II", 1, 0))]
+    client.send(data(1, infer("a")))
+    assert response_of((await client.answers())[1][1]).id == "a"
+    await draining
+
+
+async def test_what_a_lost_connection_would_send_keeps_nothing_of_others() -> None:
+    class LostTransport(FakeTransport):
+        def write(self, data: bytes) -> None:
+            if self.is_closed:
+                raise RuntimeError("the handle is closed")
+            super().write(data)
+
+    client = Client(FakeDataPlane()).greet()
+    lost, transport = GrpcConnection(client.service), LostTransport()
+    lost.connection_made(transport)
+    lost.close()
+    await asyncio.sleep(0)
+    lost.output.write(b"late")
+    client.connection.output.write(b"in time")
+    await asyncio.sleep(0)
+    assert client.transport.sent.endswith(b"in time")
 
 
 async def test_draining_answers_what_was_on_its_way_and_takes_nothing_after_that() -> None:

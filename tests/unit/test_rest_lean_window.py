@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
+from roost.core.errors import DeadlineExceeded
+from roost.core.requests import RequestContext
+from roost.server.rest.codec import RestInferRequest
+from roost.server.rest.lean import LeanPath
+from roost.server.rest.lean_heads import Kind
 from roost.server.rest.lean_turn import Turn
 from roost.server.rest.lean_window import Window
+from roost.server.rest.limits import RestLimits
+from roost.server.transport_options import TransportOptions
+
+from tests.unit.grpc_fakes import FakeDataPlane
 
 ALLOWANCE_S = 0.018
 REFUSE_S, READ_S, ANSWER_S, EXPIRE_S, TURN_S = 15e-6, 40e-6, 25e-6, 20e-6, 100e-6
@@ -153,3 +163,18 @@ def test_what_came_before_the_cut_does_not_cut_again() -> None:
     for _ in range(200):
         window.under_way += 1
     assert not window.is_full(1.0)
+
+
+async def test_those_that_are_late_long_after_the_last_one_came_cut_all_the_same() -> None:
+    lean = LeanPath(FakeDataPlane(), RestLimits(), TransportOptions())
+    kind = Kind("m", "", "identity", (), 60.0)
+    came = lean.turn.now = time.monotonic() - 10.0
+    request = RestInferRequest("m", "", RequestContext(came, came + 60.0), [])
+    for _ in range(200):
+        kind.window.under_way += 1
+    for _ in range(200):
+        lean.ended(kind, request, DeadlineExceeded("late"))
+    assert kind.window.under_way == 0
+    for _ in range(200):
+        kind.window.under_way += 1
+    assert kind.window.is_full(time.monotonic())

@@ -105,7 +105,7 @@ class Call(FillingStream):
         One that is larger than what clients send unasked is a view on memory of its own.
         """
         while not self._messages:
-            if self._is_complete:
+            if self._is_complete or self._is_over:
                 return grpc.aio.EOF
             self._ask()
             self._reader = asyncio.get_running_loop().create_future()
@@ -165,18 +165,19 @@ class Call(FillingStream):
             else:
                 self._ask()
 
-    def on_frames(self, data: memoryview, at: int, length: int, count: int) -> bool:
+    def on_frames(self, data: memoryview, at: int, length: int, count: int) -> int:
         """See ``FillingStream``."""
+        count = min(count, (self._missing_bytes - 1) // length, self._credit_bytes // length)
+        if self._whole is None or not count:
+            return 0
         size_bytes = length * count
-        if self._whole is None or size_bytes >= self._missing_bytes or size_bytes > self._credit_bytes:
-            return False
         stride = frames.HEAD_BYTES + length
         sent = np.frombuffer(data, np.uint8, stride * count, at).reshape(count, stride)
         place = np.frombuffer(self._whole, np.uint8, size_bytes, len(self._whole) - self._missing_bytes)
         place.reshape(count, length)[:] = sent[:, frames.HEAD_BYTES :]
         self._missing_bytes -= size_bytes
         self._credit_bytes -= size_bytes
-        return True
+        return count
 
     def on_reset(self) -> None:
         """See ``FillingStream``."""
@@ -245,8 +246,11 @@ class Call(FillingStream):
     def _make_room(self) -> None:
         """Gets the memory of a large message, so that it needs no other; no page of it is touched before data comes."""
         begun = b"".join(self._pieces)
+        try:
+            self._whole = np.empty(len(begun) + self._missing_bytes, np.uint8).data
+        except MemoryError:
+            return  # a system that promises no more than it has: pieces take no more than what has come
         self._pieces.clear()
-        self._whole = np.empty(len(begun) + self._missing_bytes, np.uint8).data
         self._whole[: len(begun)] = begun
         self._connection.filling[self.stream_id] = self
 

@@ -113,6 +113,7 @@ class GrpcConnection(Connection[CallHead]):
     def _refuse(self) -> None:
         if not self._is_refusing and not self.is_lost:
             self._is_refusing = True
+            self._open_fresh()  # or those whose data is behind this would not count
             self.refuse_streams()
             self._close_if_done()
 

@@ -293,11 +293,10 @@ class Connection(asyncio.BufferedProtocol, Generic[H]):
 
     def _on_frames(self, stream: FillingStream, data: bytes | memoryview, at: int, length: int) -> int:
         """Takes a number of frames of one large message at once; returns how many, perhaps none."""
-        if isinstance(data, bytes):  # little was read
+        if not length or isinstance(data, bytes):  # little was read
             return 0
-        count = frames.count_alike(data, at, length)
-        if self._unasked_bytes + count * length > _WINDOW_BYTES or not stream.on_frames(data, at, length, count):
-            return 0
+        count = min(frames.count_alike(data, at, length), (_WINDOW_BYTES - self._unasked_bytes) // length)
+        count = stream.on_frames(data, at, length, count)
         self._unasked_bytes += count * length
         return count
 

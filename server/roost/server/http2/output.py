@@ -128,7 +128,8 @@ class Output:
             self._waiting = deque(item for item in self._waiting if item.stream is not stream)
 
     def forget_all(self) -> None:
-        """Drops all that was not handed to the socket."""
+        """Drops all that was not handed to the socket, and what still comes: no socket is there any more."""
+        self._write = self._write_all = _drop
         self._gathered.clear()
         self._gathered_bytes = 0
         self._waiting.clear()
@@ -207,6 +208,10 @@ class Output:
         waiting.stream.granted_bytes += room
         self.answers += 1
         self._write_all(out)
+
+
+def _drop(_: object) -> None:
+    """Takes what nobody gets."""
 
 
 def _cut(pieces: deque[memoryview], room: int, frame_bytes: int, stream_id: int, out: list[Buffer]) -> int:

@@ -51,8 +51,8 @@ class FillingStream(IncomingStream):
     __slots__ = ()
 
     @abstractmethod
-    def on_frames(self, data: memoryview, at: int, length: int, count: int) -> bool:
-        """Takes so many DATA frames of one length without padding, none of them the last.
+    def on_frames(self, data: memoryview, at: int, length: int, count: int) -> int:
+        """Takes up to so many DATA frames of one length without padding, none of them the last or empty.
 
         Args:
             data: What was read; see ``on_data``.
@@ -61,7 +61,7 @@ class FillingStream(IncomingStream):
             count: How many there are.
 
         Returns:
-            False if they have to be taken one by one, as they hold more than the message or than was asked for.
+            How many it has taken: no more than what comes before the message's end, and than it has asked for.
         """
 
 

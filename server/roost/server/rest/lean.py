@@ -5,6 +5,7 @@ What all connections share; ``lean_protocol`` has what each does by itself.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from aiohttp import web
@@ -126,8 +127,8 @@ class LeanPath:
         is_late = None if outcome is None else isinstance(outcome, DeadlineExceeded)
         if is_late and context.deadline - context.received < _TYPICAL_SHARE * kind.allowance_s:
             is_late = None
-        # Nobody who is under way came later than that.
-        kind.window.leave(context.received, self.turn.now, is_late)
+        # Nobody who is under way came later than the last one that was looked at; how long ago late ones are, matters.
+        kind.window.leave(context.received, time.monotonic() if is_late else self.turn.now, is_late)
 
     def encode(
         self, response: InferResponse, request: RestInferRequest, coding: str, is_last: bool
