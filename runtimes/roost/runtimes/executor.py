@@ -91,7 +91,8 @@ class Executor:
         instance = int(fields["instance"])
         backend = str(fields["backend"])
         options = {str(key): str(value) for key, value in fields.get("options", {}).items()}
-        spec = LoadSpec(str(fields["path"]), str(fields["root"]), self._threads, options)
+        prepared = bool(fields.get("prepared", False))
+        spec = LoadSpec(str(fields["path"]), str(fields["root"]), self._threads, options, prepared=prepared)
         if backend not in self._runtimes:
             raise Internal(f"this worker has no runtime '{backend}'")
         self._instances.reserve(instance)

@@ -68,6 +68,13 @@ _GRAPH_LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+_COPY = "model.onnx"
+_COPY_OPTIONS = {
+    "session.optimized_model_external_initializers_file_name": "model.data",
+    # Each external weight is a mapping of its own, and smaller ones are not worth the page that it begins.
+    "session.optimized_model_external_initializers_min_size_in_bytes": "16384",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 _CODE_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
 _SHAPES = re.compile(
@@ -93,10 +100,27 @@ class OnnxRuntime:
             Unimplemented: If it mixes BF16 with strings.
         """
         options = _session_options(spec.threads, spec.options)
+        if spec.prepared:  # what there was to optimise is done
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return OnnxModel(self._session(spec, options), spec.root)
+
+    def prepare(self, spec: LoadSpec, folder: str) -> str:
+        """Saves the optimised graph, and beside it the weights, packed as kernels want them, to be mapped into memory.
+
+        Raises:
+            RoostError: See ``load``.
+        """
+        options = _session_options(spec.threads, spec.options)
+        options.optimized_model_filepath = os.path.join(folder, _COPY)
+        for key, value in _COPY_OPTIONS.items():
+            options.add_session_config_entry(key, value)
+        self._session(spec, options)
+        return _COPY
+
+    def _session(self, spec: LoadSpec, options: ort.SessionOptions) -> ort.InferenceSession:
         spec.cancellation.on_cancel(lambda: options.set_load_cancellation_flag(True))
         try:
-            session = ort.InferenceSession(spec.path, options, providers=_PROVIDERS, enable_fallback=0)
-            return OnnxModel(session, spec.root)
+            return ort.InferenceSession(spec.path, options, providers=_PROVIDERS, enable_fallback=0)
         except ort_errors.ModelLoadCanceled:
             raise Cancelled("the load was cancelled") from None
         except _ORT_ERRORS as error:

@@ -127,7 +127,25 @@ def _prove_batching(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"max_rows": verdict.max_rows, "reason": verdict.reason}
 
 
-JOBS: Mapping[str, Job] = {"prove_batching": _prove_batching}
+def _prepare_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Makes a prepared copy of a model, in processes of its own; see ``roost.runtimes.prepared``."""
+    from roost.runtimes.prepared.jobs import prepare_copy
+
+    return prepare_copy(fields)
+
+
+def _check_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whether a prepared copy is what was written."""
+    from roost.runtimes.prepared.jobs import check_copy
+
+    return check_copy(fields)
+
+
+JOBS: Mapping[str, Job] = {
+    "prove_batching": _prove_batching,
+    "prepare_copy": _prepare_copy,
+    "check_copy": _check_copy,
+}
 """What it can do, by name."""
 
 

@@ -58,6 +58,7 @@ class LoadSpec:
         threads: Threads that one run of the model may use.
         options: Options of the runtime, from the model's configuration.
         cancellation: Set when the load is no longer wanted.
+        prepared: Whether the file is a prepared copy that the runtime has made itself, on such a machine.
     """
 
     path: str
@@ -65,6 +66,7 @@ class LoadSpec:
     threads: int = 1
     options: Mapping[str, str] = field(default_factory=dict)
     cancellation: Cancellation = field(default_factory=Cancellation)
+    prepared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,4 +192,17 @@ class Runtime(Protocol):
         Raises:
             RoostError: INVALID_ARGUMENT if the artifact is to blame, RESOURCE_EXHAUSTED if memory is short,
                 CANCELLED if the load was cancelled. Messages name no paths.
+        """
+
+
+class PreparingRuntime(Runtime, Protocol):
+    """An adapter to a framework that can save a model in a form that loads faster; see ``roost.runtimes.prepared``."""
+
+    def prepare(self, spec: LoadSpec, folder: str) -> str:
+        """Writes a copy of a model into an empty folder and returns the name of the file to be loaded from there.
+
+        The copy answers as the model does wherever runtime and machine are the same, and needs no file of the model.
+
+        Raises:
+            RoostError: As ``load``, and also if the model can't be saved.
         """

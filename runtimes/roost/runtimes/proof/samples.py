@@ -58,7 +58,7 @@ class MadeUp:
         shape = (count, *(self.size if dim < 0 else dim for dim in spec.shape[1:]))
         if math.prod(shape) > MAX_ELEMENTS:
             raise NotProven(f"rows of input '{spec.name}' are too large to try")
-        return _random(generator, spec.datatype, shape, self.limit)
+        return random_array(generator, spec.datatype, shape, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _sample(generator: np.random.Generator, spec: TensorSpec, sample: Mapping[st
     if len(shape) != len(spec.shape) or not shape or shape[0] < 1 or math.prod(shape) > MAX_ELEMENTS:
         raise NotProven(f"its samples for warming up do not fit input '{spec.name}'")
     if "file" not in given:
-        random = _random(generator, spec.datatype, shape, INTEGER_LIMITS[0])
+        random = random_array(generator, spec.datatype, shape, INTEGER_LIMITS[0])
         return random if given.get("random") else np.full(shape, b"") if spec.datatype == "BYTES" else random * 0
     try:
         data = (Path(root) / "warmup" / str(given["file"])).read_bytes()
@@ -117,7 +117,8 @@ def _sample(generator: np.random.Generator, spec: TensorSpec, sample: Mapping[st
         raise NotProven(f"its samples for warming up do not fit input '{spec.name}'") from None
 
 
-def _random(generator: np.random.Generator, datatype: str, shape: tuple[int, ...], limit: int) -> Array:
+def random_array(generator: np.random.Generator, datatype: str, shape: tuple[int, ...], limit: int) -> Array:
+    """An array as a model may be given one; integers are less than ``limit``, strings are short words."""
     dtype = DATATYPES[datatype].dtype
     if datatype in _FLOATS:
         values = generator.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,340 @@
+"""Prepared copies in the mesh: loads take them where they are, and they are made and verified in the background.
+
+A copy is made once a model was loaded and that took long or the model is large, never in the way of anything: it is
+given memory that nobody has, after a while also that of models that were not used since that load, and gives way when
+a load wants it. The cache decides what there is; whatever happens to it, a model that has no copy is loaded as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from cachetools import LRUCache
+from roost.router.placement import Evict, Fits, Ledger, Refuse
+from roost.router.prepared import order_of
+from roost.router.prepared_counts import PreparedCounts
+from roost.router.preparer import Answer, Preparer, PreparerFailed
+from roost.router.revision import Revision
+from roost.router.room import Room
+from roost.runtimes.prepared.cache import Copy, CopyCache
+from roost.runtimes.prepared.identity import PREPARED_BACKENDS, can_prepare, copy_key
+from roost.runtimes.prepared.making import WORTH_LOAD_S
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Model: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
+"""What a copy depends on, for this server's life: digest of the files, runtime, options."""
+
+SMALL_BYTES = 64 << 10
+"""Smaller models load fast, however long one had to wait for it on a busy machine; there may be very many of them."""
+
+LARGE_BYTES = 2 << 20
+"""Models of such a size may take ``WORTH_PRIVATE_BYTES`` however fast they load."""
+
+PROCESS_BYTES = 160 << 20
+BYTES_PER_ARTIFACT_BYTE = 6
+ROOM_BYTES = 64 << 20
+TIMEOUT_S = 1800.0
+LOOK_EVERY_S = 1.0
+LINGER_S = 5.0
+RETRY_AFTER_S = 60.0
+PATIENCE_S = 10.0
+MAX_ATTEMPTS = 3
+MAX_FAULTS = 2
+MAX_TIMES_MADE = 3
+"""A copy may have been wiped; but where the cache is too small for all, they must not be made for ever."""
+
+_RESERVATION = -2  # instances have positive numbers, proofs have -1
+_KNOWN = 65536
+
+
+class Instances(Protocol):
+    """Whoever has the instances; see ``roost.router.loading``."""
+
+    def retire_copy(self, key: str) -> None:
+        """A prepared copy is damaged: what was loaded from it goes."""
+
+    def evict_idle(self, numbers: Sequence[int]) -> None:
+        """Takes out instances that nobody leases."""
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """A model to make a copy of."""
+
+    revision: Revision
+    since: float
+    not_before: float = -math.inf
+    attempts: int = 0
+    interruptions: int = 0
+
+
+@dataclass(eq=False)
+class PreparedCopies:
+    """See the module.
+
+    Attributes:
+        cache: The folder.
+        ledger: The device's budget.
+        room: Where loads wait for memory.
+        instances: What was loaded from copies.
+        preparer: Does the work.
+        disk: The cache is read on it.
+        counts: What metrics show.
+        busy: Whether another process works in the background now.
+    """
+
+    cache: CopyCache
+    ledger: Ledger
+    room: Room
+    instances: Instances
+    preparer: Preparer
+    disk: Executor
+    counts: PreparedCounts
+    busy: Callable[[], bool]
+    _queue: dict[Model, _Work] = field(default_factory=dict)
+    _settled: LRUCache[Model, None] = field(default_factory=lambda: LRUCache(_KNOWN))
+    _times_made: LRUCache[Model, int] = field(default_factory=lambda: LRUCache(_KNOWN))
+    _faults: LRUCache[str, int] = field(default_factory=lambda: LRUCache(_KNOWN))
+    _damaged: set[str] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        others = self.room.give_way
+        self.room.give_way = lambda: self.give_way() or others()
+        self.counts.limit_bytes = self.cache.limit_bytes
+
+    async def find(self, revision: Revision) -> Copy | None:
+        """The copy to load a revision from, whose files were looked at."""
+        if revision.artifact is None or revision.description.backend not in PREPARED_BACKENDS:
+            return None
+        copy = await self._on_disk(partial(self._find, *_model_of(revision)))
+        if copy is None or self._faults.get(copy.key, 0) >= MAX_FAULTS:
+            return None
+        self._damaged.discard(copy.key)  # it was made anew
+        return copy
+
+    def failed(self, revision: Revision, copy: Copy, *, lost: bool) -> None:
+        """A load from a copy failed; after a few times it is not tried again before the next start.
+
+        Args:
+            revision: What was to be loaded.
+            copy: The copy.
+            lost: The worker was lost, which may have had another reason.
+        """
+        faults = self._faults[copy.key] = self._faults.get(copy.key, 0) + 1
+        self.counts.failures += 1
+        log.warning("the prepared copy %.12s %s", copy.key, "ended its worker" if lost else "can't be loaded")
+        if not lost:
+            self.disk.submit(self.cache.forget, copy.key)
+        if faults >= MAX_FAULTS:
+            self._settled[_model_of(revision)] = None
+
+    def loaded(self, revision: Revision, load_s: float, copy: Copy | None) -> None:
+        """A revision was loaded: it gets a copy if that may be worth it and was not tried."""
+        if copy is not None:
+            self.counts.loads += 1
+            if copy.key in self._damaged:  # which was found out while it loaded
+                asyncio.get_running_loop().call_soon(self.instances.retire_copy, copy.key)
+            return
+        artifact = revision.artifact
+        if artifact is None or revision.description.backend not in PREPARED_BACKENDS:
+            return
+        model = _model_of(revision)
+        if artifact.size_bytes < (SMALL_BYTES if load_s > WORTH_LOAD_S else LARGE_BYTES):
+            return
+        if model in self._settled or self._times_made.get(model, 0) >= MAX_TIMES_MADE:
+            return
+        work = self._queue.setdefault(model, _Work(revision, time.monotonic()))
+        work.revision = revision
+        self._changed.set()
+
+    def give_way(self) -> bool:
+        """A load does not fit: whether what the preparer has will be free at once. Then ``room`` hears of it."""
+        if _RESERVATION not in self.ledger.holdings:
+            return False
+        if not self._interrupted:
+            self._interrupted = True
+            self.ledger.leaving(_RESERVATION)
+            self.preparer.kill()
+            self._changed.set()
+        return True
+
+    async def run(self) -> None:
+        """Verifies what there is, then makes copies of what was loaded, one after another, until cancelled."""
+        try:
+            try:
+                await self._check_all()
+            except Exception:
+                log.exception("verifying prepared copies failed: they are used as they are")
+            while True:
+                try:
+                    wait_s = await self._step()
+                except Exception:
+                    log.exception("making prepared copies failed: those that waited for it get none")
+                    self._queue.clear()
+                    wait_s = LOOK_EVERY_S
+                if wait_s:
+                    await self._wait(wait_s)
+        finally:
+            try:
+                await self.preparer.end(at_once=True)
+            finally:
+                self._release()
+
+    async def _check_all(self) -> None:
+        """Verifies the copies that were not since the machine was started, those used last first."""
+        for backend in PREPARED_BACKENDS:  # the first call reads the runtime's library: no request has to wait
+            await self._on_disk(partial(copy_key, "", backend, {}))
+        await self._on_disk(self.cache.trim)
+        for key in await self._on_disk(self.cache.unchecked):
+            job = {"job": "check_copy", "key": key, **self._where()}
+            answer = await self._ask(job)
+            result = answer.get("result")
+            if isinstance(result, dict) and result.get("whole") is False:
+                self.counts.damaged += 1
+                log.error("the prepared copy %.12s is damaged: what was loaded from it is loaded again", key)
+                self._damaged.add(key)
+                self.instances.retire_copy(key)
+        await self.preparer.end()
+        await self._count()
+
+    async def _step(self) -> float:
+        """Does the next piece of work if that is possible; else says how long to wait for a change."""
+        if self._interrupted:
+            await self._end(at_once=True)
+        now = time.monotonic()
+        model = next((model for model, work in self._queue.items() if work.not_before <= now), None)
+        if model is None:
+            await self._end()
+            return min((work.not_before for work in self._queue.values()), default=math.inf) - now
+        work = self._queue[model]
+        if work.revision.retired or work.revision.artifact is None or _model_of(work.revision) != model:
+            del self._queue[model]
+        elif self.busy() or not await self._reserve(model, work, now):
+            return LOOK_EVERY_S
+        else:
+            await self._make(model, work)
+        return 0.0
+
+    async def _reserve(self, model: Model, work: _Work, now: float) -> bool:
+        """Takes memory that nobody has, or that what was not used since the model was loaded has to give."""
+        artifact = work.revision.artifact
+        assert artifact is not None
+        need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
+        self._release()
+        match self.ledger.plan(need_bytes, now, older_than=work.since):
+            case Fits():
+                self.ledger.reserve(_RESERVATION, self, need_bytes)
+                return True
+            case Evict(idle, busy) if not busy and now - work.since > PATIENCE_S:
+                self.instances.evict_idle(idle)
+            case Refuse():
+                del self._queue[model]
+                self._settled[model] = None
+                log.debug("no prepared copy of %s: the memory budget is too small to make it", work.revision.key)
+        await self._end()
+        return False
+
+    async def _make(self, model: Model, work: _Work) -> None:
+        revision = work.revision
+        artifact = revision.artifact
+        assert artifact is not None
+        memory_bytes = self.ledger.holdings[_RESERVATION].bytes - PROCESS_BYTES
+        threads = self.preparer.spec.threads
+        order = order_of(revision.folder, revision.description, artifact, threads=threads, memory_bytes=memory_bytes)
+        answer = await self._ask({"job": "prepare_copy", "order": asdict(order), **self._where()})
+        if self._interrupted and "result" not in answer:
+            work.interruptions += 1
+            work.not_before = time.monotonic() + LINGER_S * 2 ** min(work.interruptions, 6)
+            return
+        self._take(model, work, answer)
+        await self._count()
+
+    def _take(self, model: Model, work: _Work, answer: Answer) -> None:
+        """Notes what came of an attempt."""
+        result = answer.get("result")
+        found: dict[str, Any] = {"reason": answer.get("error", "the answer can't be understood"), "passing": True}
+        if isinstance(result, dict):
+            found = result
+        key = work.revision.key
+        if not found.get("reason") and "made" in found:
+            self.counts.made += bool(found["made"])
+            self._times_made[model] = self._times_made.get(model, 0) + 1
+            log.info("there is a prepared copy of %s now", key)
+            del self._queue[model]
+            return
+        if not found.get("passing"):
+            self.counts.refused += 1
+            log.debug("no prepared copy of %s: %s", key, found["reason"])
+        elif self._try_again(work, str(found["reason"])):
+            return
+        del self._queue[model]
+        self._settled[model] = None
+
+    def _try_again(self, work: _Work, reason: str) -> bool:
+        """Whether an attempt that failed is made again, later."""
+        self.counts.failures += 1
+        work.attempts += 1
+        level = logging.WARNING if work.attempts == 1 else logging.DEBUG
+        log.log(level, "no prepared copy of %s now: %s", work.revision.key, reason)
+        work.not_before = time.monotonic() + RETRY_AFTER_S * 4 ** (work.attempts - 1)
+        return work.attempts < MAX_ATTEMPTS
+
+    async def _ask(self, job: dict[str, Any]) -> Answer:
+        try:
+            return await self.preparer.do(job, TIMEOUT_S)
+        except PreparerFailed as error:
+            return {"error": str(error)}
+
+    def _where(self) -> dict[str, Any]:
+        return {"cache_dir": str(self.cache.folder), "cache_bytes": self.cache.limit_bytes}
+
+    async def _count(self) -> None:
+        self.counts.bytes = await self._on_disk(self.cache.used_bytes)
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something has changed, or the time is over."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(seconds if seconds < math.inf else None):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _release(self) -> None:
+        self._interrupted = False
+        if _RESERVATION in self.ledger.holdings:
+            self.ledger.gone(_RESERVATION)
+
+    async def _end(self, *, at_once: bool = False) -> None:
+        """Ends the preparer; its memory is free."""
+        await self.preparer.end(at_once=at_once)
+        if _RESERVATION in self.ledger.holdings:
+            self._release()
+            self.room.changed()
+
+    def _find(self, digest: str, backend: str, options: tuple[tuple[str, str], ...]) -> Copy | None:
+        return self.cache.find(copy_key(digest, backend, dict(options))) if can_prepare(backend) else None
+
+    async def _on_disk(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.disk, call)
+
+
+def _model_of(revision: Revision) -> Model:
+    assert revision.artifact is not None
+    return (
+        revision.artifact.digest,
+        revision.description.backend,
+        tuple(sorted(revision.description.options.items())),
+    )

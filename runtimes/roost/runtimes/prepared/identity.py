@@ -1,0 +1,85 @@
+"""Which prepared copy belongs to a model here: the key changes with all that a copy depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+FORMAT = 1
+"""Of what is in a copy's folder, and of how it is made."""
+
+_LIBRARIES: Mapping[str, tuple[str, str, str]] = {
+    "onnxruntime": ("onnxruntime", "capi/onnxruntime_pybind11_state*.so", "CPUExecutionProvider"),
+}
+"""For each runtime that makes copies: its module, the library that says which build it is, and what it computes on."""
+
+PREPARED_BACKENDS = frozenset(_LIBRARIES)
+"""Runtimes that make copies where they are installed."""
+
+_NOT_IN_GRAPH = frozenset({"intra_op_thread_count", "inter_op_thread_count", "execution_mode"})
+_CPU_FIELDS = frozenset({"vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"})
+
+
+def can_prepare(backend: str) -> bool:
+    """Whether there are prepared copies for models of this runtime, and the runtime is installed."""
+    return bool(_build(backend))
+
+
+def copy_key(digest: str, backend: str, options: Mapping[str, str]) -> str:
+    """The key (hex) of a model's copy; reads files the first time it is called for a runtime.
+
+    Args:
+        digest: The digest of all the model's files.
+        backend: A runtime that there are copies for.
+        options: Options of the load; those that change nothing in the graph mean nothing.
+    """
+    parts = {
+        "format": FORMAT,
+        "digest": digest,
+        "backend": backend,
+        "build": _build(backend),
+        "cpu": _cpu(),
+        "options": {name: value for name, value in options.items() if name not in _NOT_IN_GRAPH},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache
+def _build(backend: str) -> str:
+    """Which build of a runtime is installed, and what it computes on; empty without one that makes copies.
+
+    The runtime is not imported: that takes more memory than all the rest of the process that asks.
+    """
+    if backend not in _LIBRARIES:
+        return ""
+    module, pattern, provider = _LIBRARIES[backend]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    libraries = sorted(Path(spec.origin).parent.glob(pattern))
+    if not libraries:
+        return ""
+    total = hashlib.sha256(provider.encode())
+    for library in libraries:
+        with library.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+@lru_cache
+def _cpu() -> str:
+    """What the processor can do; weights are packed for that."""
+    total = hashlib.sha256(platform.machine().encode())
+    described: dict[str, str] = {}
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in _CPU_FIELDS:
+                described.setdefault(name.strip(), " ".join(sorted(value.split())))
+    total.update(json.dumps(described, sort_keys=True).encode())
+    return total.hexdigest()

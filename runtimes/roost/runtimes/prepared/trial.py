@@ -1,0 +1,164 @@
+"""A fresh process in which one model is saved or measured: ``python -m roost.runtimes.prepared.trial``.
+
+What a model takes can only be told in a process that had none before. One job in JSON comes on standard input, its
+answer goes to standard output, and the process ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from roost.core.errors import Cancelled, ResourceExhausted, RoostError
+from roost.core.tensors import Tensor, from_array, to_array
+from roost.runtimes.child import die_with_parent, ignore_terminal
+from roost.runtimes.memory import private_bytes, trim_memory
+from roost.runtimes.preparer import limit_memory
+from roost.runtimes.protocol import LoadedModel, LoadSpec, PreparingRuntime, RunHandle
+
+WANTED_ANSWERS = 2
+ATTEMPTS = 300
+BUDGET_S = 20.0
+LOOK_EVERY_S = 0.002
+
+
+class Peak:
+    """Looks again and again how much private memory the process has more than now: the kernel keeps no peak of it."""
+
+    def __init__(self) -> None:
+        self._before_bytes = self._most_bytes = private_bytes()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def end(self) -> int:
+        """The most that was seen."""
+        self._ended.set()
+        self._thread.join()
+        return self._most_bytes - self._before_bytes
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_EVERY_S):
+            self._most_bytes = max(self._most_bytes, private_bytes())
+
+
+def main() -> NoReturn:
+    """Does the job of its standard input."""
+    ignore_terminal()
+    die_with_parent()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what models and libraries print must not get into the answer
+    job = json.loads(sys.stdin.buffer.read())
+    if os.getppid() != job["parent"]:  # it died before this process asked to die with it
+        os._exit(1)
+    answers.write(json.dumps(_answer(job)).encode())
+    answers.flush()
+    os._exit(0)
+
+
+def _answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return _do(job)
+    except (MemoryError, ResourceExhausted):
+        return {"error": "needs too much memory to be tried"}
+    except RoostError as error:
+        return {"error": error.message}
+    except Exception as error:
+        return {"error": f"an unexpected {type(error).__name__}: {error}"}
+
+
+def _do(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    # All that is imported later would be counted as the model's.
+    import numpy.random
+    import roost.runtimes.prepared.inputs  # noqa: F401
+    from roost.runtimes.adapters import import_runtimes
+
+    runtime: Any = import_runtimes([str(job["backend"])]).get(str(job["backend"]))
+    if runtime is None:
+        return {"error": f"the runtime '{job['backend']}' is not installed"}
+    numpy.random.default_rng(0)
+    peak = Peak() if job["watch"] else None
+    limit_memory(int(job["memory_bytes"]))
+    options = {str(name): str(value) for name, value in job["options"].items()}
+    spec = LoadSpec(str(job["path"]), str(job["root"]), int(job["threads"]), options, prepared=bool(job["prepared"]))
+    if job["job"] == "save":
+        return _save(runtime, spec, str(job["target"]))
+    answer = _measure(runtime, spec, job["samples"], str(job["samples_root"]))
+    answer["peak_bytes"] = max(answer["private_bytes"], peak.end() if peak is not None else 0)
+    return answer
+
+
+def _save(runtime: PreparingRuntime, spec: LoadSpec, target: str) -> Mapping[str, Any]:
+    return {"entry": runtime.prepare(spec, target)}
+
+
+def _measure(
+    runtime: PreparingRuntime, spec: LoadSpec, samples: Sequence[Mapping[str, Any]], samples_root: str
+) -> dict[str, Any]:
+    before_bytes, before_mappings = private_bytes(), _mappings()
+    # Elsewhere what counts is how long one waits; here others may have the processor most of the time.
+    started_s, started_wall_s = time.process_time(), time.monotonic()
+    model = runtime.load(spec)
+    load_s, load_wall_s = time.process_time() - started_s, time.monotonic() - started_wall_s
+    answers, first_run_s = _ask(model, samples, samples_root)
+    trim_memory()
+    return {
+        "load_s": load_s,
+        "load_wall_s": load_wall_s,
+        "first_run_s": first_run_s,
+        "private_bytes": max(0, private_bytes() - before_bytes),
+        "mappings": max(0, _mappings() - before_mappings),
+        "signature": model.signature.to_json(),
+        "answers": answers,
+    }
+
+
+def _ask(model: LoadedModel, samples: Sequence[Mapping[str, Any]], root: str) -> tuple[list[str], float]:
+    """Digests of the model's answers to the first inputs that it takes, and how long the first of them took."""
+    from roost.runtimes.prepared.inputs import inputs_to_try
+
+    answers: list[str] = []
+    first_run_s = 0.0
+    end_s = time.process_time() + BUDGET_S
+    for inputs in itertools.islice(inputs_to_try(model.signature.inputs, samples, root), ATTEMPTS):
+        datatypes = {spec.name: spec.datatype for spec in model.signature.inputs}
+        tensors = [from_array(name, datatypes[name], array) for name, array in inputs.items()]
+        started_s = time.process_time()
+        try:
+            outputs = model.run(tensors, (), RunHandle())
+        except (Cancelled, ResourceExhausted):
+            raise
+        except RoostError:
+            outputs = ()  # it does not take these
+        now_s = time.process_time()
+        if outputs:
+            first_run_s = first_run_s or now_s - started_s
+            answers.append(_digest(outputs))
+        if len(answers) == WANTED_ANSWERS or now_s > end_s:
+            break
+    return answers, first_run_s
+
+
+def _digest(outputs: Sequence[Tensor]) -> str:
+    total = hashlib.sha256()
+    for tensor in outputs:
+        total.update(f"{tensor.name} {tensor.datatype} {tensor.shape}\n".encode())
+        array = to_array(tensor)
+        total.update(repr(array.tolist()).encode() if tensor.datatype == "BYTES" else array.tobytes())
+    return total.hexdigest()
+
+
+def _mappings() -> int:
+    with open("/proc/self/maps", "rb") as maps:
+        return sum(1 for _ in maps)
+
+
+if __name__ == "__main__":
+    main()
