@@ -35,7 +35,8 @@ COPY --from=build /opt/roost /opt/roost
 RUN useradd --system --uid 10001 --user-group --home-dir /var/lib/roost --create-home --shell /usr/sbin/nologin roost
 ENV PATH=/opt/roost/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
-    ROOST_STATE_DIR=/var/lib/roost/state
+    ROOST_STATE_DIR=/var/lib/roost/state \
+    ROOST_CACHE_DIR=/var/lib/roost/cache
 WORKDIR /var/lib/roost
 # By number, so that Kubernetes can see that it is not root.
 USER 10001:10001

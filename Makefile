@@ -22,10 +22,14 @@ CLIENTS_STAMP := .venv/.installed-clients
 LOCUST := .venv/locust
 LOCUST_STAMP := .venv/.installed-locust
 
+# libCacheSim and matplotlib are of use to the simulator only.
+SIMULATOR := .venv/simulator
+SIMULATOR_STAMP := .venv/.installed-simulator
+
 # The lines of pip's output that show something is moving.
 PROGRESS := sed -un -e 's/^ *Downloading \([^ ]*\) (\(.* [MG]B\))$$/  \1  \2/p' -e 's/^Installing collected.*/  installing.../p'
 
-.PHONY: help install run test fuzz lint type proto bench bench-many bench-open bench-shm bench-memory bench-steps locust
+.PHONY: help install run test fuzz lint type proto bench bench-many bench-open bench-shm bench-memory bench-prepared bench-steps simulate locust
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -74,8 +78,14 @@ bench-shm: $(TEST_STAMP) ## a large tensor through a client's shared memory
 bench-memory: $(TEST_STAMP) ## what a million requests leave behind
 	$(BIN)/python -m loadtests.memory_growth $(ARGS)
 
+bench-prepared: $(TEST_STAMP) ## load time and memory of models with and without prepared copies (ARGS=--rounds N)
+	$(BIN)/python -m loadtests.prepared $(ARGS)
+
 bench-steps: $(TEST_STAMP) ## where the CPU time of a request goes, by step
 	$(BIN)/python -m loadtests.steps $(ARGS)
+
+simulate: $(SIMULATOR_STAMP) ## eviction policies in virtual time beside others and a clairvoyant (ARGS=--help: options)
+	PYTHONPATH=.:router:proto $(SIMULATOR)/bin/python -m loadtests.simulate $(ARGS)
 
 locust: $(LOCUST_STAMP) ## locust against a server that runs (ARGS="--host http://127.0.0.1:8080 --grpc-address ...")
 	$(LOCUST)/bin/python -m locust --locustfile loadtests/locustfile.py $(ARGS)
@@ -103,6 +113,12 @@ $(CLIENTS_STAMP): tests/conformance/clients.txt | $(TEST_STAMP)
 	@$(BIN)/python -m venv --clear --without-pip $(CLIENTS)
 	@$(BIN)/pip --disable-pip-version-check --python $(CLIENTS)/bin/python install --no-deps --no-compile --ignore-requires-python \
 		-r $< | $(PROGRESS)
+	@touch $@
+
+$(SIMULATOR_STAMP): loadtests/simulate.txt | $(BIN)/python
+	@echo 'Installing libCacheSim and matplotlib into $(SIMULATOR)'
+	@$(PYTHON) -m venv --clear $(SIMULATOR)
+	@$(SIMULATOR)/bin/pip install --disable-pip-version-check -r $< | $(PROGRESS)
 	@touch $@
 
 $(LOCUST_STAMP): pyproject.toml | $(BIN)/python

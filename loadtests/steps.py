@@ -69,6 +69,7 @@ class Measured(Server):
         line = [sys.executable, "-m", *self.launcher, "serve", "--workers", "1", "--log-level", "warning"]
         line += ["--model-repository", str(self.models[0].file.parent.parent.parent)]
         line += ["--state-dir", str(self.folder / "state"), "--admin-port", "0"]
+        line += ["--cache-size", "0"]  # making prepared copies would be counted in
         return [*line, "--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
 
     def environment(self) -> Mapping[str, str]:

@@ -138,6 +138,7 @@ def serving(roost: Path, directory: Path) -> Iterator[dict[str, int]]:
         "--grpc-port": 0,
         "--admin-port": 0,
         "--state-dir": directory / "state",
+        "--cache-dir": directory / "cache",
         "--ready-file": ready_file,
     }
     command = [str(roost), "serve", *(str(part) for flag in flags.items() for part in flag)]

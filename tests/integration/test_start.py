@@ -203,7 +203,7 @@ async def test_a_restart_hashes_nothing_again(tmp_path: Path, repository: Path) 
     with model.open("r+b") as file:
         file.write(bytes(before.st_size))
     os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with started(repository, tmp_path / "run", "--workers", "1") as server:
+    with started(repository, tmp_path / "run", "--workers", "1", "--no-preload") as server:
         async with connect(server, "rest") as client:
             assert await client.metadata("simple") == ["INPUT0", "INPUT1"]
         assert server.metric("roost_loads_total") == 0

@@ -24,10 +24,11 @@ from roost.core.errors import (
 from roost.core.requests import InferRequest, InferResponse, RequestContext, RequestedOutput
 from roost.core.tensors import ParameterValue, Tensor, from_array, to_array, unpack_bytes
 from roost.registry_client.repository import LocalRepository
+from roost.router.learned import Learned
 from roost.router.mesh import MeshSettings
 from roost.router.process import WorkerSpec
 from roost.router.router import Router, router
-from roost.router.store import SqliteStore
+from roost.router.store_sqlite import SqliteStore
 from roost.router.streams import WINDOW
 from roost.router.traffic import Traffic
 
@@ -64,8 +65,8 @@ async def routing(repository: Path, state: Path) -> AsyncIterator[Router]:
         max_queued_bytes=1 << 30,
         max_answer_bytes=MAX_ANSWER_BYTES,
     )
-    with closing(SqliteStore(state / "roost.sqlite")) as store:
-        async with router([LocalRepository(repository)], store, settings, Traffic(), explicit=False) as made:
+    with closing(Learned(SqliteStore(state / "roost.sqlite"))) as learned:
+        async with router([LocalRepository(repository)], learned, settings, Traffic(), explicit=False) as made:
             made.set_budget(1 << 30)
             yield made
 

@@ -30,13 +30,13 @@ from roost.registry_client.policy import ModelPolicy
 from roost.router.catalog import Catalog
 from roost.router.inference import settle as settle_future
 from roost.router.intake import Intake
+from roost.router.learned import Learned
 from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Model, Version
 from roost.router.pending import Pending
 from roost.router.placement import Ledger
 from roost.router.process import WorkerProcess, WorkerSpec
-from roost.router.proof import Proof
 from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
 from roost.router.stats import Stats
@@ -44,6 +44,7 @@ from roost.router.streams import ResponseStream
 from roost.router.validation import Contract
 from roost.router.worker import Worker
 
+from tests.memory_store import MemoryStore
 from tests.virtual_time import settle
 
 SIGNATURE = Signature((TensorSpec("x", "UINT8", (-1,)),), (TensorSpec("y", "UINT8", (-1,)),))
@@ -396,36 +397,6 @@ class FakeFolder:
         return (self.name, self.generation)
 
 
-class MemoryStore:
-    """A store in a dictionary."""
-
-    def __init__(self) -> None:
-        self.digests: dict[tuple[str, int, int, int], str] = {}
-        self.signatures: dict[tuple[str, str], Signature] = {}
-        self.proofs: dict[tuple[str, str], Proof] = {}
-
-    def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
-        return self.digests.get((path, inode, size, mtime_ns))
-
-    def put_file_digest(self, path: str, inode: int, size: int, mtime_ns: int, digest: str) -> None:
-        self.digests[path, inode, size, mtime_ns] = digest
-
-    def get_signature(self, digest: str, backend: str) -> Signature | None:
-        return self.signatures.get((digest, backend))
-
-    def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
-        self.signatures[digest, backend] = signature
-
-    def get_proof(self, digest: str, conditions: str) -> Proof | None:
-        return self.proofs.get((digest, conditions))
-
-    def put_proof(self, digest: str, conditions: str, proof: Proof) -> None:
-        self.proofs[digest, conditions] = proof
-
-    def close(self) -> None:
-        pass
-
-
 class InlineExecutor(Executor):
     """Runs work where it is submitted."""
 
@@ -592,7 +563,7 @@ async def bed(
     ledger, stats, sizes = Ledger(budget), Stats(), dict[str, int]()
     farm = Farm(sizes, lambda: ledger.budget_bytes)
     farm.may_start = may_start
-    catalog = Catalog([], MemoryStore(), InlineExecutor(), explicit=False)
+    catalog = Catalog([], Learned(MemoryStore()), InlineExecutor(), explicit=False)
     broken: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: _note(broken, context))
     async with asyncio.TaskGroup() as group:

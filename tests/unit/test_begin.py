@@ -15,6 +15,7 @@ from roost.core.requests import InferRequest, InferResponse, RegionSlice, Reques
 from roost.core.tensors import Tensor
 from roost.router.control import Control
 from roost.router.inference import Inference
+from roost.router.preload import Preload
 from roost.router.proofs import Proofs
 from roost.router.router import Router
 from roost.router.traffic import Traffic, parse_routes
@@ -48,7 +49,15 @@ async def place(traffic: Traffic | None = None, *, batch: int = 4, log_requests:
         traffic = traffic or Traffic()
         inference = Inference(on.catalog, on.mesh, traffic, InlineExecutor())
         router = Router(
-            on.catalog, on.mesh, on.ledger, traffic, on.stats, inference, cast(Control, None), cast(Proofs, None)
+            on.catalog,
+            on.mesh,
+            on.ledger,
+            traffic,
+            on.stats,
+            inference,
+            cast(Control, None),
+            cast(Proofs, None),
+            cast(Preload, None),
         )
         plane = RouterDataPlane(
             router,

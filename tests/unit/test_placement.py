@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from roost.router.eviction import COST, LRU, POLICIES
 from roost.router.placement import (
     MIN_PROTECTION_S,
     PROTECTION_LOADS,
@@ -227,9 +228,12 @@ class Row:
 class LedgerMachine(RuleBasedStateMachine):
     """Claims, leases, loads, drains and losses in any order; the model keeps plain rows and recounts everything."""
 
+    eviction = LRU
+
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger(BUDGET)
+        self.policy = POLICIES[self.eviction]()
+        self.ledger = Ledger(BUDGET, self.policy)
         self.rows: dict[int, Row] = {}
         self.claims: dict[str, int] = dict.fromkeys(OWNERS, 0)
         self.now = 1000.0
@@ -345,9 +349,18 @@ class LedgerMachine(RuleBasedStateMachine):
         assert ledger.coming_or_going() == in_motion
         assert {owner: ledger.claimed(owner) for owner in OWNERS} == {o: n > 0 for o, n in self.claims.items()}
 
+    def coldest_first(self) -> list[int]:
+        """The order that the policy must have, or has: what ``cost`` makes of uses is tested where it belongs."""
+        if self.eviction == LRU:
+            return sorted(self.rows, key=lambda number: self.rows[number].order)
+        for _ in self.rows:  # it looks at a few at a time whether they are still fresh
+            self.policy.coldest_first()
+        return list(self.policy.coldest_first())
+
     def checked_plan(self, need: int, older_than: float) -> Plan:
         """The ledger's plan, after it was compared with what the rows allow."""
         before = copy.deepcopy(self.ledger.holdings)
+        self.coldest_first()
         plan = self.ledger.plan(need, self.now, older_than=older_than)
         assert self.ledger.plan(need, self.now, older_than=older_than) == plan
         assert self.ledger.holdings == before
@@ -385,8 +398,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert plan == Wait(min((end for n, end in ends.items() if end > self.now), default=math.inf))
             return
         assert isinstance(plan, Evict)
-        idle = sorted((n for n in now if not rows[n].leases), key=lambda n: rows[n].order)
-        busy = sorted((n for n in now if rows[n].leases), key=lambda n: rows[n].order)
+        order = self.coldest_first()
+        idle = [n for n in order if n in now and not rows[n].leases]
+        busy = [n for n in order if n in now and rows[n].leases]
         victims = [*plan.idle, *plan.busy]
         sizes = {n: rows[n].size for n in now}
         line = idle + busy  # the order in which they should go
@@ -402,3 +416,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedger = LedgerMachine.TestCase
+
+
+class CostLedgerMachine(LedgerMachine):
+    """The same with the other policy."""
+
+    eviction = COST
+
+
+CostLedgerMachine.TestCase.settings = LedgerMachine.TestCase.settings
+TestCostLedger = CostLedgerMachine.TestCase

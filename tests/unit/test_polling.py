@@ -21,6 +21,7 @@ from roost.registry_client.repository import LocalRepository
 from roost.router.catalog import Catalog
 from roost.router.control import Control
 from roost.router.inference import Inference
+from roost.router.learned import Learned
 from roost.router.looking import Looker
 from roost.router.mesh import Mesh
 from roost.router.placement import Ledger
@@ -28,7 +29,8 @@ from roost.router.polling import Polling, Watch
 from roost.router.stats import Stats
 from roost.router.traffic import Traffic
 
-from tests.unit.mesh_fakes import Farm, InlineExecutor, Job, MemoryStore, settings_of
+from tests.memory_store import MemoryStore
+from tests.unit.mesh_fakes import Farm, InlineExecutor, Job, settings_of
 from tests.virtual_time import settle, virtual
 
 BUDGET = 1 << 40
@@ -101,7 +103,7 @@ async def site(folder: Path, *, explicit: bool = False) -> AsyncIterator[Site]:
     farm.on_run = _answer_soon
     overrides = OverrideFolders(folder / "overrides")
     repositories = [LocalRepository(root)]
-    catalog = Catalog(repositories, MemoryStore(), disk, explicit=explicit, overrides=overrides)
+    catalog = Catalog(repositories, Learned(MemoryStore()), disk, explicit=explicit, overrides=overrides)
     async with asyncio.TaskGroup() as group:
         mesh = Mesh(settings_of(1, 4), ledger, catalog, stats, group, launch=farm.launch)
         try:
@@ -312,7 +314,7 @@ async def test_a_name_in_two_repositories_is_not_served_until_one_of_them_is_gon
     for repository in repositories:
         (repository.path / "a" / "1").mkdir(parents=True)
         (repository.path / "a" / "1" / "model.dummy").touch()
-    catalog = Catalog(repositories, MemoryStore(), InlineExecutor(), explicit=True)
+    catalog = Catalog(repositories, Learned(MemoryStore()), InlineExecutor(), explicit=True)
     await catalog.scan()
     assert "more than one repository" in str((await catalog.reopen("a")).error)
     (repositories[0].path / "a").rename(tmp_path / "a")

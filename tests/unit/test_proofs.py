@@ -18,6 +18,7 @@ from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription, complete_config, parse_config_json, parse_config_text
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.catalog import Catalog
+from roost.router.learned import Learned
 from roost.router.placement import Ledger
 from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
 from roost.router.proof import DEFAULT_ROWS, MAX_FAILURES, BatchingMode, Decision, Proof, conditions_of, decide
@@ -25,7 +26,8 @@ from roost.router.proofs import LINGER_S, PATIENCE_S, RETRY_AFTER_S, TIMEOUT_S, 
 from roost.router.revision import Revision
 from roost.router.room import Room
 
-from tests.unit.mesh_fakes import FakeFolder, InlineExecutor, MemoryStore
+from tests.memory_store import MemoryStore
+from tests.unit.mesh_fakes import FakeFolder, InlineExecutor
 from tests.virtual_time import settle, virtual
 
 OPEN = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "FP32", (-1, 2)),))
@@ -173,6 +175,10 @@ class Bed:
         (process,) = [process for process in self.processes if not process.ended.is_set()]
         return process
 
+    def proofs_kept(self) -> list[Proof | None]:
+        keys = [key.removeprefix("proofs/").split("/", 1) for key in self.store.scan("proofs/")]
+        return [Learned(self.store).get_proof(digest, conditions) for digest, conditions in keys]
+
     def running(self) -> bool:
         return any(not process.ended.is_set() for process in self.processes)
 
@@ -202,7 +208,7 @@ async def bed(budget_bytes: int = BUDGET_BYTES, store: MemoryStore | None = None
     """A bed; at the end no process and no memory may be left."""
     ledger, store, processes = Ledger(budget_bytes), store or MemoryStore(), list[FakeProcess]()
     room = Room(ledger, lambda idle, busy: None)
-    catalog = Catalog([], store, InlineExecutor(), explicit=False)
+    catalog = Catalog([], Learned(store), InlineExecutor(), explicit=False)
 
     async def launch(spec: PreparerSpec) -> FakeProcess:
         assert all(process.ended.is_set() for process in processes)
@@ -231,7 +237,7 @@ class TestFindingOut:
             await settle()
             assert (revision.batching, revision.batch_rows) == ("proven: up to 16 rows", 16)
             assert await b.proofs.describe(revision) == "proven: up to 16 rows"
-            assert list(b.store.proofs.values()) == [Proof(16)]
+            assert b.proofs_kept() == [Proof(16)]
 
     @virtual
     async def test_what_is_not_proven_says_why(self) -> None:
@@ -294,7 +300,7 @@ class TestFindingOut:
             b.process.answer()
             await settle()
             assert (revision.batching, revision.batch_rows) == ("pending", 0)
-            assert not b.store.proofs
+            assert not b.proofs_kept()
 
     @virtual
     async def test_others_with_the_files_that_one_had_are_tried_by_theirs(self) -> None:
@@ -366,7 +372,7 @@ class TestMisfortune:
             b.process.answer({"error": "the package 'onnx' is not installed", "missing": True})
             await asyncio.sleep(RETRY_AFTER_S * 100)
             assert revision.batching == "not proven: the package 'onnx' is not installed"
-            assert not b.store.proofs
+            assert not b.proofs_kept()
             assert len(b.processes) == 1
 
 
@@ -408,7 +414,7 @@ class TestGivingWay:
         async with bed(budget_bytes=1 << 20) as b:
             revision = await b.load()
             assert revision.batching.startswith("not proven: trying it takes ")
-            assert not b.store.proofs
+            assert not b.proofs_kept()
 
     @virtual
     async def test_a_load_gets_its_memory_at_once_and_the_trial_is_made_later(self) -> None:

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from roost.router.view import DeviceView, InstanceView, MeshView, WorkerView
 from roost.server import cli
-from roost.server.status import StatusError, parse_view
+from roost.server.admin_client import AdminError
+from roost.server.status import parse_view
 from roost.server.status_view import draw, format_idle
 
 MIB = 2**20
@@ -107,7 +108,7 @@ def test_a_view_survives_json() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{}", b"<html>", b'{"workers": [1], "devices": []}', b"\xff"])
 def test_other_answers_are_refused(body: bytes) -> None:
-    with pytest.raises(StatusError, match="not that of a Roost"):
+    with pytest.raises(AdminError, match="not that of a Roost"):
         parse_view(body)
 
 

@@ -22,11 +22,11 @@ from roost.registry_client.model_config import effective_signature
 from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.brought import Brought
+from roost.router.learned import Learned
 from roost.router.models import UNLOADED, Model, Opener, Version, files_changed
 from roost.router.proof import Proof, conditions_of
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent
-from roost.router.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ class Catalog:
     def __init__(
         self,
         repositories: Sequence[LocalRepository],
-        store: Store,
+        learned: Learned,
         disk: Executor,
         *,
         explicit: bool,
         overrides: OverrideFolders | None = None,
     ) -> None:
         self._repositories = repositories
-        self._store = store
+        self._learned = learned
         self._disk = disk
         self.explicit = explicit
         self._opener = Opener(explicit=explicit)
@@ -214,12 +214,12 @@ class Catalog:
             await self._on_disk(partial(self._remember, artifact.digest, revision.description.backend, signature))
 
     def _remember(self, digest: str, backend: str, signature: Signature) -> None:
-        if self._store.get_signature(digest, backend) != signature:
-            self._store.put_signature(digest, backend, signature)
+        if self._learned.get_signature(digest, backend) != signature:
+            self._learned.put_signature(digest, backend, signature)
 
     async def remember_proof(self, key: tuple[str, str], proof: Proof) -> None:
         """Keeps what was found out about batches of the files with a digest, for the next start."""
-        await self._on_disk(partial(self._store.put_proof, *key, proof))
+        await self._on_disk(partial(self._learned.put_proof, *key, proof))
 
     def loaded(self, revision: Revision) -> None:
         """A load of the revision went well."""
@@ -311,11 +311,11 @@ class Catalog:
 
     def _prepare(self, revision: Revision) -> None:
         description, before = revision.description, revision.artifact
-        artifact = revision.folder.artifact(revision.key.version, description, self._store)
-        known = self._store.get_signature(artifact.digest, description.backend)
+        artifact = revision.folder.artifact(revision.key.version, description, self._learned)
+        known = self._learned.get_signature(artifact.digest, description.backend)
         revision.artifact = artifact
         if not description.max_batch_size:
-            revision.proof = self._store.get_proof(artifact.digest, conditions_of(description))
+            revision.proof = self._learned.get_proof(artifact.digest, conditions_of(description))
         if before is not None and before.digest != artifact.digest:
             revision.former = None
         if revision.contract is None:

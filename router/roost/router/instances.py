@@ -39,8 +39,9 @@ async def create(instance: Instance, timeout_s: float) -> Signature:
     payload: dict[str, Any] = {
         "instance": instance.id,
         "backend": revision.description.backend,
-        "path": artifact.path,
-        "root": artifact.root,
+        "path": artifact.path if instance.copy is None else instance.copy.path,
+        "root": artifact.root if instance.copy is None else instance.copy.root,
+        "prepared": instance.copy is not None,
         "options": dict(revision.description.options),
     }
     assert worker.link is not None

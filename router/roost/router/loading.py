@@ -28,11 +28,13 @@ from roost.router.catalog import Catalog
 from roost.router.failures import Fault, LoadFailure, next_failure
 from roost.router.instances import WorkerEnded, WorkerLost, create, discard, unload
 from roost.router.placement import Ledger
+from roost.router.prepared import CopySource, NoCopies, copy_bytes
 from roost.router.revision import Instance, Revision
 from roost.router.room import Room
 from roost.router.states import InstanceEvent, InstanceState
 from roost.router.stats import Stats
 from roost.router.worker import Worker
+from roost.runtimes.prepared.cache import Copy
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class Loader:
         self._worker_up = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self.copies: CopySource = NoCopies()
+        """Where prepared copies are."""
 
     async def bring(self, revision: Revision, *, claim: bool = True, older_than: float = math.inf) -> None:
         """Waits until the revision has an instance; the load goes on if the caller goes away.
@@ -164,6 +168,22 @@ class Loader:
         self._ledger.leaving(instance.id)
         self._start(self._unload(instance))
 
+    def evict_idle(self, numbers: Sequence[int]) -> None:
+        """Takes out instances that nobody leases, for something else than a load."""
+        self._make_room(numbers, ())
+
+    def retire_copy(self, key: str) -> None:
+        """A prepared copy is damaged: what was loaded from it takes no more batches and goes after its last one."""
+        for worker in self._workers:
+            for instance in list(worker.instances.values()):
+                if instance.copy is None or instance.copy.key != key or instance.state is not InstanceState.READY:
+                    continue
+                if not instance.leases:
+                    self.evict(instance)
+                else:
+                    instance.advance(InstanceEvent.DRAIN)
+                    self._ledger.leaving(instance.id)
+
     def sweep(self, revision: Revision) -> None:
         """Takes out what a retired revision still has, as soon as nobody needs it."""
         if revision.retired and not revision.wanted():
@@ -176,6 +196,7 @@ class Loader:
         """Nothing of a retired revision is left, or will be: its files may go."""
         if revision.retired and not (revision.instances or revision.load is not None or revision.wanted()):
             self._catalog.brought.released(revision)
+            self._ledger.forget(revision)
 
     def worker_came(self) -> None:
         """A worker is up."""
@@ -204,7 +225,7 @@ class Loader:
             key = instance.revision.key
             self._stats.of(key.name, key.version).evictions += 1
             if not instance.leases:
-                log.debug("evicting %s: least recently used", key)
+                log.debug("evicting %s: others need its memory more", key)
                 self.evict(instance)
             else:
                 log.debug("draining %s: others wait for its memory", key)
@@ -237,15 +258,36 @@ class Loader:
 
     async def _load_with_retry(self, revision: Revision) -> None:
         await self._catalog.prepare(revision)
+        copy = await self.copies.find(revision)
+        if copy is not None and await self._load_copy(revision, copy):
+            return
         try:
             await self._load_once(revision)
         except WorkerLost:
             log.warning("the worker that loaded %s was lost: it is tried once more", revision.key)
             await self._load_once(revision)
 
-    async def _load_once(self, revision: Revision) -> None:
+    async def _load_copy(self, revision: Revision, copy: Copy) -> bool:
+        """Loads a prepared copy; False if the model itself has to be."""
+        try:
+            await self._load_once(revision, copy)
+            return True
+        except (ResourceExhausted, Cancelled):
+            raise
+        except WorkerLost:
+            self.copies.failed(revision, copy, lost=True)
+        except WorkerEnded:
+            raise
+        except RoostError:
+            if revision.failure is not None and revision.failure.final:  # it came into quarantine meanwhile
+                raise
+            self.copies.failed(revision, copy, lost=False)
+        return False
+
+    async def _load_once(self, revision: Revision, copy: Copy | None = None) -> None:
         await self._worker_up.wait()
-        number, size_bytes = next(self._ids), revision.size_bytes()
+        number = next(self._ids)
+        size_bytes = revision.size_bytes() if copy is None else copy_bytes(revision, copy)
         await self.room.reserve(number, revision, size_bytes)
         instance: Instance | None = None
         try:
@@ -255,7 +297,7 @@ class Loader:
                     raise Cancelled("the revision was given up before its load began")
                 if revision.failure is not None and revision.failure.final:
                     raise failure_error(revision, revision.failure, time.monotonic())
-                instance = Instance(number, revision, worker, size_bytes)
+                instance = Instance(number, revision, worker, size_bytes, copy=copy)
                 learned = await self._fill(instance)
         finally:
             if instance is None:
@@ -298,6 +340,7 @@ class Loader:
         if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
             revision.failure = None
             self._catalog.loaded(revision)
+            self.copies.loaded(revision, load_s, instance.copy)
         log.debug(
             "loaded %s on worker %d in %.0f ms (%s accounted)",
             revision.key,

@@ -145,6 +145,11 @@ class Mesh:
         """Whether at least one worker is up."""
         return any(worker.up for worker in self.workers)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs now."""
+        return self.queues.requests > 0 or any(worker.runs for worker in self.workers)
+
     def begin_use(self, revision: Revision) -> None:
         """A revision gets its first request: what is said of its version starts anew."""
         self._dispatcher.begin_use(revision)

@@ -11,59 +11,14 @@ the last one ends.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-Owner: TypeAlias = Hashable
+from roost.router.eviction import EvictionPolicy, Lru, Owner
 
 MIN_PROTECTION_S = 1.0
 PROTECTION_LOADS = 4.0
-
-
-class EvictionPolicy(Protocol):
-    """In which order instances are offered for eviction."""
-
-    def used(self, instance: int, now: float) -> None:
-        """The instance is used now."""
-
-    def unused(self, instance: int) -> None:
-        """The instance is new and was loaded for something else than a use."""
-
-    def forget(self, instance: int) -> None:
-        """The instance is gone."""
-
-    def coldest_first(self) -> Iterable[int]:
-        """Instances in the order in which they should go."""
-
-
-class Lru:
-    """Least recently used first. Uses come in the order of time, so that order alone is the timestamp's."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[int, None] = OrderedDict()
-
-    def used(self, instance: int, now: float) -> None:
-        """Moves the instance to the warm end."""
-        try:
-            self._order.move_to_end(instance)
-        except KeyError:
-            self._order[instance] = None
-
-    def unused(self, instance: int) -> None:
-        """Puts the instance at the cold end."""
-        self._order[instance] = None
-        self._order.move_to_end(instance, last=False)
-
-    def forget(self, instance: int) -> None:
-        """Takes the instance out."""
-        self._order.pop(instance, None)
-
-    def coldest_first(self) -> Iterator[int]:
-        """Oldest use first."""
-        return iter(self._order)
 
 
 class Phase(Enum):
@@ -189,11 +144,16 @@ class Ledger:
         holding = self.holdings[instance]
         self._move(holding, Phase.RESIDENT)
         holding.protection_s = max(MIN_PROTECTION_S, PROTECTION_LOADS * load_s)
+        self._policy.loaded(instance, holding.owner, holding.bytes, load_s, now)
         if self._claims.get(holding.owner):
             holding.busy_since = holding.last_used = now
-            self._policy.used(instance, now)
-        else:
-            self._policy.unused(instance)
+            self._policy.warm(instance, now)
+
+    def used_before(self, owner: Owner, at: float) -> None:
+        """What the owner has was last used at a time before it was loaded, unless it was used since."""
+        for instance in self._of_owner.get(owner, ()):
+            holding = self.holdings[instance]
+            holding.last_used = max(holding.last_used, at)
 
     def leaving(self, instance: int) -> None:
         """The instance was chosen to go, or its worker was lost; its memory stays taken until ``gone``."""
@@ -214,6 +174,10 @@ class Ledger:
         siblings.remove(instance)
         if not siblings:
             del self._of_owner[holding.owner]
+
+    def forget(self, owner: Owner) -> None:
+        """The owner will never have an instance again."""
+        self._policy.forget_owner(owner)
 
     def coming_or_going(self) -> bool:
         """Whether a load or an unload is under way, which will change what ``plan`` says."""
@@ -256,7 +220,7 @@ class Ledger:
         holding = self.holdings[instance]
         holding.leases -= 1
         holding.last_used = now
-        self._policy.used(instance, now)
+        self._policy.warm(instance, now)
         return self._settle(holding)
 
     def _settle(self, holding: Holding) -> bool:

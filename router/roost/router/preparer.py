@@ -1,6 +1,6 @@
 """The process that finds things out about models in the background; see ``roost.runtimes.preparer`` for its own end.
 
-There is at most one, it does one job at a time, and whatever happens to it is what came of the job.
+It does one job at a time, and whatever happens to it is what came of the job.
 """
 
 from __future__ import annotations

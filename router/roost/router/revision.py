@@ -28,6 +28,7 @@ from roost.router.validation import Contract
 
 if TYPE_CHECKING:
     from roost.router.worker import Worker
+    from roost.runtimes.prepared.cache import Copy
 
 BASE_BYTES = 4 << 20
 BYTES_PER_ARTIFACT_BYTE = 3
@@ -41,6 +42,7 @@ class Instance:
     Attributes:
         runs: The batches under way, those that were sent first before the others.
         turn_at: When the first of them began, as far as the router can tell.
+        copy: The prepared copy that it is loaded from, if so.
     """
 
     id: int
@@ -51,6 +53,7 @@ class Instance:
     leases: int = 0
     runs: list[Batch] = field(default_factory=list)
     turn_at: float = 0.0
+    copy: Copy | None = None
 
     def free_in_s(self, now: float) -> float:
         """When the batches that it has will have run, as far as that was predicted."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,34 @@ from roost.registry_client.backends import PLATFORMS
 from roost.registry_client.model_config import complete_config
 from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
+from roost.router.activity import ActivitySampler
+from roost.router.activity_view import Activity, Question
 from roost.router.catalog import Catalog
 from roost.router.control import Control
+from roost.router.eviction import LRU, POLICIES
 from roost.router.inference import Inference
+from roost.router.learned import Learned
 from roost.router.looking import Looker
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Version
 from roost.router.placement import Ledger
 from roost.router.polling import Polling
+from roost.router.prefetch import Prefetch
+from roost.router.preload import Preload
+from roost.router.prepared_copies import PreparedCopies
 from roost.router.preparer import Preparer, PreparerSpec, launch_preparer
 from roost.router.proof import BatchingMode
 from roost.router.proofs import Proofs
+from roost.router.recency import Recency
 from roost.router.revision import Revision
 from roost.router.snapshot import view_device, view_worker
 from roost.router.states import Availability
 from roost.router.statistics import statistics
 from roost.router.stats import Stats
-from roost.router.store import Store
 from roost.router.traffic import Traffic
 from roost.router.validation import Contract
 from roost.router.view import MeshView
+from roost.runtimes.prepared.cache import CopyCache
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +73,7 @@ class Router:
         inference: Inference,
         control: Control,
         proofs: Proofs,
+        preload: Preload,
     ) -> None:
         self._catalog = catalog
         self._mesh = mesh
@@ -75,6 +84,8 @@ class Router:
         self.begin = inference.begin
         self._control = control
         self._proofs = proofs
+        self._preload = preload
+        self._sampler = ActivitySampler(catalog, mesh, ledger, stats)
 
     @property
     def ready(self) -> bool:
@@ -201,6 +212,10 @@ class Router:
         """Loads what the command line names; a model that fails is UNAVAILABLE and does not stop the server."""
         await self._control.load_at_start(names)
 
+    async def preload(self) -> None:
+        """Loads again what was in use before the start, as far as it fits into the free part of the budget."""
+        await self._preload.run()
+
     def view(self) -> MeshView:
         """What the mesh looks like now; the transports fill in what they hold."""
         return MeshView(
@@ -213,6 +228,10 @@ class Router:
             tuple(view_worker(worker, self._ledger) for worker in self._mesh.workers),
             self._mesh.answers.used_bytes,
         )
+
+    async def activity(self, question: Question) -> Activity:
+        """What happens in the mesh now, as far as it was asked for; cheap however many models there are."""
+        return await self._sampler.look(question)
 
     async def _described(self, name: str, version: str) -> tuple[Version, Contract]:
         found = await self._catalog.version(*self._traffic.resolve_main(name, version))
@@ -240,7 +259,7 @@ class Router:
 @asynccontextmanager
 async def router(
     repositories: Sequence[LocalRepository],
-    store: Store,
+    learned: Learned,
     settings: MeshSettings,
     traffic: Traffic,
     *,
@@ -248,6 +267,8 @@ async def router(
     poll_interval_s: float | None = None,
     overrides_dir: Path | None = None,
     batching: BatchingMode = BatchingMode.PROVEN,
+    eviction: str = LRU,
+    cache: CopyCache | None = None,
 ) -> AsyncIterator[Router]:
     """Runs a router: models listed and workers up at the start, workers gone at the end.
 
@@ -255,22 +276,25 @@ async def router(
 
     Args:
         repositories: Where models come from.
-        store: What survives a restart.
+        learned: What survives a restart.
         settings: How the mesh is made.
         traffic: The routes.
         explicit: Whether only load calls make models available.
         poll_interval_s: How often the repositories are looked at for changes; None for never.
         overrides_dir: A folder of the router's own for files that load calls bring; None to refuse them.
         batching: Which models are batched.
+        eviction: The policy: one of ``eviction.POLICIES``.
+        cache: Where prepared copies are kept; None for none.
     """
     stats = Stats()
-    ledger = Ledger(0)
+    policy = POLICIES[eviction]()
+    ledger = Ledger(0, policy)
     with (
         ThreadPoolExecutor(2, thread_name_prefix="roost-disk") as disk,
         ThreadPoolExecutor(1, thread_name_prefix="roost-classify") as classifying,
     ):
         overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
-        catalog = Catalog(repositories, store, disk, explicit=explicit, overrides=overrides)
+        catalog = Catalog(repositories, learned, disk, explicit=explicit, overrides=overrides)
         async with asyncio.TaskGroup() as group:
             mesh = Mesh(settings, ledger, catalog, stats, group)
             try:
@@ -286,12 +310,45 @@ async def router(
                     watching, renew = in_background(polling.run()), control.renew
                 inference = Inference(catalog, mesh, traffic, classifying, renew)
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, _preparer(settings))
-                async with watching, in_background(proofs.run()):
-                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs)
+                preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
+                recency = Recency(learned, stats, disk)
+                copying: AbstractAsyncContextManager[None] = nullcontext()
+                if cache is not None:
+                    copying = in_background(_copies(cache, settings, ledger, mesh, proofs, stats, disk).run())
+                ahead: AbstractAsyncContextManager[None] = nullcontext()
+                if eviction != LRU:
+                    ahead = in_background(Prefetch(policy, mesh.loader.bring).run())
+                async with watching, in_background(proofs.run()), in_background(recency.run()), copying, ahead:
+                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs, preload)
             finally:
                 await mesh.stop()
                 if overrides is not None:
                     await asyncio.to_thread(overrides.clear)
+
+
+def _copies(
+    cache: CopyCache,
+    settings: MeshSettings,
+    ledger: Ledger,
+    mesh: Mesh,
+    proofs: Proofs,
+    stats: Stats,
+    disk: Executor,
+) -> PreparedCopies:
+    """Loads take prepared copies from now on; they are made while no proofs are."""
+    loader = mesh.loader
+    copies = PreparedCopies(
+        cache,
+        ledger,
+        loader.room,
+        loader,
+        _preparer(settings),
+        disk,
+        stats.prepared,
+        lambda: proofs.preparer.pid > 0,
+    )
+    loader.copies = copies
+    return copies
 
 
 def _preparer(settings: MeshSettings) -> Preparer:

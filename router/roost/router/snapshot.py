@@ -29,7 +29,7 @@ def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
         worker.epoch,
         worker.restarts,
         len(worker.runs),
-        _private_bytes(worker),
+        private_bytes_of(worker.pid),
         tuple(_view_instance(instance, ledger, now) for instance in worker.instances.values()),
         worker.link.arena_bytes if worker.link is not None else 0,
     )
@@ -42,9 +42,9 @@ def _view_instance(instance: Instance, ledger: Ledger, now: float) -> InstanceVi
     return InstanceView(key.name, key.version, instance.state.value, instance.bytes, instance.leases, idle_s)
 
 
-def _private_bytes(worker: Worker) -> int:
+def private_bytes_of(pid: int) -> int:
     """What the kernel says now; 0 for a worker without a process."""
     try:
-        return private_bytes(worker.pid) if worker.pid else 0
+        return private_bytes(pid) if pid else 0
     except OSError:  # it has just ended
         return 0

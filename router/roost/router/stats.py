@@ -18,6 +18,7 @@ from roost.core.errors import Code, Limit, RoostError
 from roost.core.frames import Response, StepTimes
 from roost.core.requests import InferRequest, RequestContext
 from roost.router.outcomes import Outcome, outcome_of
+from roost.router.prepared_counts import PreparedCounts
 from roost.router.records import BatchRecord, RequestRecord, note_steps, record_of
 from roost.router.responses import Kind, ResponseStats
 
@@ -266,6 +267,7 @@ class Stats:
         on_batch: The same for the requests of a batch that succeeded together.
         on_end: Called with each request that has finished and what it took, for logs.
         on_load: Called with (model name, seconds) after each successful load.
+        prepared: What is counted of prepared copies.
     """
 
     models: dict[tuple[str, str], ModelStats] = field(default_factory=dict)
@@ -274,6 +276,7 @@ class Stats:
     on_batch: Callable[[BatchRecord], None] | None = None
     on_end: Callable[[InferRequest, RequestRecord], None] | None = None
     on_load: Callable[[str, float], None] | None = None
+    prepared: PreparedCounts = field(default_factory=PreparedCounts)
 
     def of(self, name: str, version: str) -> ModelStats:
         """The counters of a version, made if they are not there."""

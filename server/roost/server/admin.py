@@ -17,7 +17,9 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from roost.router.view import MeshView
+from roost.server.admin_activity import Look, activity_handler
 from roost.server.exposition import CONTENT_TYPE
+from roost.server.mesh_page import handle_page
 from roost.server.metrics import Metrics
 from roost.server.openapi import Document
 from roost.server.openapi_page import render
@@ -36,14 +38,18 @@ _PAGE_HEADERS = {
 
 
 def build_admin_app(
-    view: Callable[[], MeshView], metrics: Metrics, api: Callable[[], Document] | None = None
+    view: Callable[[], MeshView],
+    metrics: Metrics,
+    api: Callable[[], Document] | None = None,
+    look: Look | None = None,
 ) -> web.Application:
-    """Makes the application behind ``--admin-port``: ``/metrics``, ``/admin/status`` and ``/docs``.
+    """Makes the application behind ``--admin-port``: ``/metrics``, ``/admin/...`` and ``/docs``.
 
     Args:
         view: What the mesh looks like now.
         metrics: What Prometheus gets.
         api: The OpenAPI document of the REST API, which ``/docs`` shows.
+        look: What happens in the mesh, for those who watch it.
     """
 
     async def status(request: web.Request) -> web.Response:
@@ -54,6 +60,9 @@ def build_admin_app(
     app.router.add_get("/metrics", _metrics_handler(metrics))
     if api is not None:
         app.router.add_get("/docs", _docs_handler(api))
+    if look is not None:
+        app.router.add_get("/admin/activity", activity_handler(look))
+        app.router.add_get("/", handle_page)
     return app
 
 

@@ -39,15 +39,36 @@ def _status(argv: Sequence[str]) -> int:
     return status(argv)
 
 
+def _top(argv: Sequence[str]) -> int:
+    from roost.server.top import main as top
+
+    return top(argv)
+
+
+def _doctor(argv: Sequence[str]) -> int:
+    from roost.server.doctor import main as doctor
+
+    return doctor(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     from roost.server.demo.command import main as demo
 
     return demo(argv)
 
 
+def _prepare(argv: Sequence[str]) -> int:
+    from roost.server.prepare import main as prepare
+
+    return prepare(argv)
+
+
 COMMANDS = {
     "serve": _Command(_serve, "serve models over REST and gRPC"),
     "status": _Command(_status, "show the workers of a running server, their models and memory"),
+    "top": _Command(_top, "watch a running server: models by rate, workers, memory, cold starts"),
+    "prepare": _Command(_prepare, "save models in the form that loads fastest on this machine"),
+    "doctor": _Command(_doctor, "check this machine for a server, and say how many models fit"),
     "demo": _Command(_demo, "serve real models that come in Python packages, and ask them something"),
 }
 

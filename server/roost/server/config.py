@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from roost.core.units import format_bytes
 from roost.server.arguments import ConfigError
+from roost.server.cache_defaults import default_cache_bytes, default_cache_dir
 from roost.server.layers import Layers, flag_of, read_layers
 from roost.server.machine import Machine, read_machine
 from roost.server.restrictions import Restrictions
@@ -57,8 +58,12 @@ class ServeConfig:
     grpc_restrictions: Restrictions
     workers: int
     memory_budget_bytes: int | None
+    eviction: str
     arena_bytes: int
     state_dir: Path
+    cache_dir: Path
+    cache_bytes: int
+    preload: bool
     request_timeout_s: float
     load_timeout_s: float
     drain_delay_s: float
@@ -192,6 +197,7 @@ def _check_sizes(settings: Settings, layers: Layers) -> None:
 def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> ServeConfig:
     """Decides what was left open and hands everything over in the units that code uses."""
     largest = max(settings.max_body, settings.grpc_max_message_size)
+    cache_dir = settings.cache_dir or default_cache_dir(environ)
     interval_s = settings.repository_poll_interval or _DEFAULT_POLL_INTERVAL_S
     body_budget = settings.body_budget or max(largest, min(_DEFAULT_BODY_BUDGET_BYTES, machine.memory_bytes // 8))
     return ServeConfig(
@@ -216,10 +222,14 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         grpc_restrictions=Restrictions.parse(settings.grpc_restricted_protocol),
         workers=settings.workers or max(1, machine.cpus - 1),
         memory_budget_bytes=settings.memory_budget,
+        eviction=settings.eviction,
         arena_bytes=(
             min(_DEFAULT_ARENA_BYTES, machine.memory_bytes // 8) if settings.arena_size is None else settings.arena_size
         ),
         state_dir=settings.state_dir or _default_state_dir(environ),
+        cache_dir=cache_dir,
+        cache_bytes=default_cache_bytes(cache_dir) if settings.cache_size is None else settings.cache_size,
+        preload=settings.preload,
         request_timeout_s=settings.request_timeout,
         load_timeout_s=settings.load_timeout,
         drain_delay_s=settings.drain_delay,

@@ -15,6 +15,7 @@ from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.core.statistics import ModelStatistics
 from roost.core.version import __version__
 from roost.proto import model_config_pb2 as mc
+from roost.router.activity_view import Activity, Question
 from roost.router.admission import ByteBudget
 from roost.router.inference import outcome_of
 from roost.router.records import RequestRecord
@@ -252,6 +253,10 @@ class RouterDataPlane:
             body_bytes=self.bodies.used_bytes,
             body_limit_bytes=self.bodies.limit_bytes,
         )
+
+    async def activity(self, question: Question) -> Activity:
+        """What happens in the mesh now, as far as it was asked for."""
+        return replace(await self._router.activity(question), ready=self.server_ready())
 
     def _refuse_while_draining(self) -> None:
         if not self._accepting:

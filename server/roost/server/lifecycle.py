@@ -29,12 +29,14 @@ from roost.core.tasks import in_background
 from roost.core.units import format_bytes
 from roost.core.version import __version__
 from roost.registry_client.repository import LocalRepository
+from roost.router.learned import Learned
 from roost.router.proof import BatchingMode
 from roost.router.router import Router, router
-from roost.router.store import SqliteStore
+from roost.router.store_sqlite import SqliteStore
 from roost.router.traffic import Traffic, load_routes
 from roost.runtimes.adapters import installed_runtimes, runtime_names
 from roost.runtimes.memory import private_bytes
+from roost.runtimes.prepared.cache import CopyCache
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError
 from roost.server.client_memory import ClientMemory
@@ -49,10 +51,9 @@ from roost.server.logs import configure_logging, set_level
 from roost.server.metrics import Metrics
 from roost.server.openapi import build_document
 from roost.server.rest.app import RestRunner, build_rest_app, lean_requests
+from roost.server.sizing import MEMORY_SHARE
 
 log = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.7
 
 
 def serve(config: ServeConfig) -> int:
@@ -104,18 +105,20 @@ async def _serve(
     config: ServeConfig, repositories: list[LocalRepository], traffic: Traffic, state_dir: Path, listeners: Listeners
 ) -> None:
     signals = _Signals()
-    store = SqliteStore(state_dir / "roost.sqlite")
+    learned = Learned(SqliteStore(state_dir / "roost.sqlite"))
     started = time.monotonic()
-    with contextlib.closing(store):
+    with contextlib.closing(learned), _copy_cache(config) as cache:
         running = router(
             repositories,
-            store,
+            learned,
             mesh_settings(config),
             traffic,
             explicit=config.model_control == "explicit",
             poll_interval_s=config.poll_interval_s,
             overrides_dir=state_dir / "overrides",
             batching=BatchingMode(config.batching),
+            eviction=config.eviction,
+            cache=cache,
         )
         async with running as routing, _data_plane(config, routing) as data_plane:
             _set_budget(config, routing)
@@ -133,7 +136,8 @@ async def _serve(
                 if config.ready_file is not None:
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
-                async with in_background(trim_when_idle(data_plane.bodies)):
+                preloading = in_background(routing.preload()) if config.preload else contextlib.nullcontext()
+                async with in_background(trim_when_idle(data_plane.bodies)), preloading:
                     await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
 
@@ -179,7 +183,7 @@ async def _transports(
     rest = build_rest_app(data_plane, limits, rest_options(config))
     metrics = Metrics(routing.stats, data_plane.view, config.histogram_models, shown, lambda: lean_requests(rest))
     async with AsyncExitStack() as stack:
-        admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest))
+        admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest), data_plane.activity)
         await stack.enter_async_context(_site(web.AppRunner(admin, access_log=None), listeners.admin))
         if listeners.metrics is not None:
             app = build_metrics_app(metrics)
@@ -235,6 +239,21 @@ class _Signals:
         self.stop.set()
         if not self.serving and self._main is not None:
             self._main.cancel()  # nothing to drain yet
+
+
+@contextmanager
+def _copy_cache(config: ServeConfig) -> Iterator[CopyCache | None]:
+    """The folder of prepared copies, while the server uses it; a server can do without."""
+    with contextlib.ExitStack() as stack:
+        cache = None
+        try:
+            if config.cache_bytes:
+                cache = CopyCache(config.cache_dir, config.cache_bytes)
+                stack.enter_context(cache.in_use())
+        except OSError as error:
+            log.warning("there are no prepared copies: %s can't be used: %s", config.cache_dir, error.strerror)
+            cache = None
+        yield cache
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from roost.router.view import MeshView, WorkerView
 from roost.server.exposition import Histogram, family, head, join, labels_of, number
 from roost.server.metrics_kserve import KServeHistograms
 from roost.server.metrics_machine import MachineUsage
+from roost.server.metrics_prepared import prepared_families
 from roost.server.metrics_triton import machine_text, triton_slices
 
 SLICE = 500
@@ -191,6 +192,7 @@ class Metrics:
             ),
             *_device_families(view),
             *_worker_families(view),
+            *prepared_families(self._stats.prepared),
         ]
         return "".join(families) + generate_latest(self._process).decode()
 

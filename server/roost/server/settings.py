@@ -212,9 +212,17 @@ class Settings(BaseSettings):
         None,
         MEMORY,
         "SIZE",
-        "Memory that loaded models may take, without what the idle processes take. When it is full, the model "
-        "that was not used for the longest time is evicted.",
+        "Memory that loaded models may take, without what the idle processes take. When it is full, models are "
+        "evicted in the order that `--eviction` says.",
         shown_default="70 % of the memory limit of the container or else of the machine, less the measured idle use",
+    )
+    eviction: Annotated[str, BeforeValidator(choice("lru", "cost"))] = _setting(
+        "lru",
+        MEMORY,
+        "lru|cost",
+        "Which model goes when another one needs its memory. With `lru` the one that was not used for the longest "
+        "time. With `cost` the one whose going brings the least loading back: use often, load slowly and take little "
+        "memory, and a model stays; models that are used on a timer are loaded shortly before it.",
     )
     arena_size: AutoSizeOrNone = _setting(
         None,
@@ -232,6 +240,28 @@ class Settings(BaseSettings):
         "Folder for what survives a restart, such as digests and signatures of models. "
         "One server at a time can use it.",
         shown_default="`$XDG_STATE_HOME/roost`, else `~/.local/state/roost`",
+    )
+    cache_dir: OptionalPath = _setting(
+        None,
+        MEMORY,
+        "DIR",
+        "Folder for prepared copies: models saved in the form that loads fastest on this machine, made in the "
+        "background or by `roost prepare`. Several servers can share it, and all of it may be deleted at any time.",
+        shown_default="`$XDG_CACHE_HOME/roost`, else `~/.cache/roost`",
+    )
+    cache_size: AutoSizeOrNone = _setting(
+        None,
+        MEMORY,
+        "SIZE",
+        "What all prepared copies may take on the disk; those used longest ago go first. 0 is for none.",
+        shown_default="a tenth of the file system, at most 20GiB",
+    )
+    preload: Switch = _setting(
+        True,
+        MEMORY,
+        "",
+        "After the start, load the models again that were in use before it, in the background, last used first, as far "
+        "as they fit into the memory budget.",
     )
 
     request_timeout: Duration = _setting(

@@ -7,23 +7,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from roost.core.units import format_bytes
-from roost.router.view import DeviceView, InstanceView, MeshView, WorkerView
+from roost.router.view import InstanceView, MeshView, WorkerView
+from roost.server.terminal_bars import STATE_STYLES, WORKER_STYLES, bar, dot, has_unicode
 
-_WORKER_STYLES = {"up": "green", "starting": "yellow", "down": "red"}
-_STATE_STYLES = {
-    "ready": "green",
-    "loading": "yellow",
-    "waiting": "yellow",
-    "draining": "magenta",
-    "unloading": "magenta",
-}
 _STATE_ORDER = {"loading": 0, "draining": 1, "unloading": 2, "ready": 3, "waiting": 4}
 _MIN_BAR, _MAX_BAR = 12, 48
 
 
 def draw(view: MeshView, console: Console, rows: int | None = 10) -> None:
     """Prints a mesh; ``rows`` models of each worker, None for all."""
-    unicode = (console.encoding or "").lower().startswith("utf")
+    unicode = has_unicode(console)
     parts: list[RenderableType] = [Text(), _server_line(view, unicode=unicode), Text()]
     parts.append(Padding(_devices(view, console.width, unicode=unicode), (0, 0, 0, 1)))
     for worker in view.workers:
@@ -39,7 +32,7 @@ def _server_line(view: MeshView, *, unicode: bool) -> Text:
     resident = len({(i.model, i.version) for worker in view.workers for i in worker.instances if i.state == "ready"})
     separator = (" · " if unicode else ", ", "dim")
     line = Text(" Roost  ", style="bold", no_wrap=True, overflow="ellipsis")
-    line.append_text(_dot("ready" if view.ready else "not ready", "green" if view.ready else "red", unicode=unicode))
+    line.append_text(dot("ready" if view.ready else "not ready", "green" if view.ready else "red", unicode=unicode))
     for index, (count, word) in enumerate(((view.models, "models"), (resident, "loaded"), (view.queued, "waiting"))):
         line.append("   ") if index == 0 else line.append(*separator)
         line.append(f"{count:,}", style="bold")
@@ -48,10 +41,6 @@ def _server_line(view: MeshView, *, unicode: bool) -> Text:
     line.append(format_bytes(view.body_bytes), style="bold")
     line.append(" in bodies", style="not bold dim")
     return line
-
-
-def _dot(text: str, colour: str, *, unicode: bool) -> Text:
-    return Text.assemble(("● " if unicode else "* ", f"not bold {colour}"), (text, f"not bold {colour}"))
 
 
 def _devices(view: MeshView, width: int, *, unicode: bool) -> Table:
@@ -68,30 +57,20 @@ def _devices(view: MeshView, width: int, *, unicode: bool) -> Table:
         )
         if device.reserved_bytes:
             figures.append(f"  {format_bytes(device.reserved_bytes)} reserved", style="yellow")
-        table.add_row(device.name, _bar(device, bar_width, unicode=unicode), percent, figures)
+        filled = bar(
+            device.used_bytes,
+            device.budget_bytes,
+            bar_width,
+            reserved=device.reserved_bytes,
+            unicode=unicode,
+        )
+        table.add_row(device.name, filled, percent, figures)
     return table
-
-
-def _bar(device: DeviceView, width: int, *, unicode: bool) -> Text:
-    """Loaded, reserved and free parts of a budget; what is not nothing is at least one cell wide."""
-    budget = max(1, device.budget_bytes)
-    used = _cells(device.used_bytes, budget, width)
-    reserved = min(used, _cells(device.reserved_bytes, budget, width))
-    fill = device.used_bytes / budget
-    colour = "red" if fill > 0.95 else "yellow" if fill > 0.8 else "green"
-    solid, shade, free = ("━", "╌", "─") if unicode else ("#", "+", "-")
-    return Text.assemble(
-        (solid * (used - reserved), colour), (shade * reserved, "yellow"), (free * (width - used), "bright_black")
-    )
-
-
-def _cells(part: int, whole: int, width: int) -> int:
-    return min(width, max(1, round(width * part / whole))) if part > 0 else 0
 
 
 def _worker_line(worker: WorkerView, *, unicode: bool) -> Text:
     line = Text(f" worker {worker.id}  ", style="bold", no_wrap=True, overflow="ellipsis")
-    line.append_text(_dot(worker.state, _WORKER_STYLES.get(worker.state, "red"), unicode=unicode))
+    line.append_text(dot(worker.state, WORKER_STYLES.get(worker.state, "red"), unicode=unicode))
     facts = [worker.device]
     if worker.pid:
         facts.append(f"pid {worker.pid}")
@@ -138,7 +117,7 @@ def _cells_of(instance: InstanceView) -> tuple[Text, ...]:
     return (
         Text(instance.model, style="bold" if instance.leases else ""),
         Text(instance.version),
-        Text(instance.state, style=_STATE_STYLES.get(instance.state, "")),
+        Text(instance.state, style=STATE_STYLES.get(instance.state, "")),
         Text(format_bytes(instance.bytes)),
         Text(str(instance.leases) if instance.leases else "", style="cyan"),
         Text(idle, style="cyan" if idle == "in use" else "dim"),

@@ -160,6 +160,7 @@ def start_server(folder: Path, repository: Path, ports: Ports) -> Iterator[DemoS
     ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "roost.server.demo.child", "serve"]
     command += ["--model-repository", str(repository), "--state-dir", str(folder / "state")]
+    command += ["--cache-dir", str(folder / "cache")]
     command += ["--ready-file", str(ready_file), "--host", HOST, "--http-port", str(ports.http)]
     command += ["--grpc-port", str(ports.grpc), "--admin-port", str(ports.admin)]
     with log_file.open("wb") as log:

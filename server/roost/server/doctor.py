@@ -1,0 +1,130 @@
+"""``roost doctor``: whether a server would be well on this machine, and how many models would fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+from roost.core.errors import RoostError
+from roost.core.units import format_bytes
+from roost.registry_client.repository import LocalRepository
+from roost.server.arguments import ConfigError
+from roost.server.config import ServeConfig, read_command
+from roost.server.doctor_checks import Finding, Verdict, budget_bytes, check_folders, check_machine
+from roost.server.layers import read_layers
+from roost.server.sizing import Fit, Repositories, accounted_bytes, fit, read_repositories
+
+_HELP = """usage: roost doctor [--json] [FLAGS OF roost serve]
+
+Check this machine for a server with these flags, and say how many of the models of its
+repositories fit into memory. Without --model-repository the machine alone is checked.
+Nothing is started and nothing is changed.
+
+flags:
+  --json    print everything as JSON
+  --help    show this help; 'roost serve --help' shows the other flags
+
+The exit code is 1 if there is a problem, else 0.
+"""
+_MARKS = {Verdict.OK: "ok", Verdict.NOTE: "NOTE", Verdict.PROBLEM: "PROBLEM"}
+_MAX_NAMED = 5
+_SIZES_BYTES = (1 << 20, 10 << 20, 100 << 20, 1 << 30)
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
+    """Runs ``roost doctor``; 1 if there is a problem.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+    """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(_HELP)
+        return 0
+    environ = os.environ if environ is None else environ
+    config, has_models = _configuration([arg for arg in argv if arg != "--json"], environ)
+    findings = [*check_machine(config), *check_folders(config)]
+    found = _read(config) if has_models else None
+    result = fit(found.sizes, budget_bytes(config)) if found is not None else None
+    if found is not None and result is not None:
+        findings.append(_repositories(found, result))
+    if "--json" in argv:
+        sys.stdout.write(_as_json(config, findings, found, result))
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in _lines(config, findings, found, result))
+    return 1 if any(finding.verdict is Verdict.PROBLEM for finding in findings) else 0
+
+
+def _configuration(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServeConfig, bool]:
+    """What a server with these flags would run with, and whether it was given models."""
+    layers = read_layers(argv, environ)
+    if any("model_repository" in layer for layer in (layers.flags, layers.environment, layers.file)):
+        return read_command(argv, environ).config, True
+    with tempfile.TemporaryDirectory() as empty:  # a server without a repository is a mistake, a check is not
+        return read_command([*argv, "--model-repository", empty], environ).config, False
+
+
+def _read(config: ServeConfig) -> Repositories:
+    try:
+        return read_repositories(LocalRepository(path) for path in config.model_repositories)
+    except RoostError as error:
+        raise ConfigError(error.message) from None
+
+
+def _repositories(found: Repositories, result: Fit) -> Finding:
+    text = (
+        f"{found.models:,} models, {len(found.sizes):,} versions, {format_bytes(result.total_bytes)} if all are loaded"
+    )
+    bad = [f"{name}: {reason}" for name, reason in found.broken]
+    bad += [f"{size.name}: {format_bytes(size.bytes)} is more than the budget" for size in result.too_large]
+    if bad:
+        more = f"; and {len(bad) - _MAX_NAMED:,} more" if len(bad) > _MAX_NAMED else ""
+        return Finding("models", Verdict.PROBLEM, text, "; ".join(bad[:_MAX_NAMED]) + more)
+    if not found.models:
+        return Finding("models", Verdict.NOTE, "there are none", "")
+    return Finding("models", Verdict.OK, text)
+
+
+def _lines(
+    config: ServeConfig, findings: Sequence[Finding], found: Repositories | None, result: Fit | None
+) -> Iterator[str]:
+    for finding in findings:
+        yield f"{_MARKS[finding.verdict]:<8} {finding.name:<14} {finding.text}"
+        if finding.advice:
+            yield f"{'':<23} {finding.advice}"
+    budget = budget_bytes(config)
+    about = "" if config.memory_budget_bytes is not None else "about "
+    yield ""
+    yield f"{about}{format_bytes(budget)} for models hold"
+    if found is None or result is None or not found.sizes:
+        for size_bytes in _SIZES_BYTES:
+            one = _fit_of_equal(size_bytes, budget)
+            yield f"  {one:>7,} models of {format_bytes(size_bytes)} on the disk"
+        return
+    if result.total_bytes <= budget:
+        yield f"  all {len(found.sizes):,} versions at once"
+        return
+    yield f"  {result.on_average:>7,} of {len(found.sizes):,} versions, if those in use are of average size"
+    if result.largest_first < result.smallest_first:
+        yield f"  {result.largest_first:>7,} if they are the largest"
+        yield f"  {result.smallest_first:>7,} if they are the smallest"
+    yield "  the others are loaded when they are asked for, and evict what is used least"
+
+
+def _fit_of_equal(file_bytes: int, budget: int) -> int:
+    """How many models with so many bytes of files fit, if nothing is declared."""
+    return budget // accounted_bytes(None, file_bytes)
+
+
+def _as_json(config: ServeConfig, findings: Sequence[Finding], found: Repositories | None, result: Fit | None) -> str:
+    document = {
+        "findings": [asdict(finding) for finding in findings],
+        "budget_bytes": budget_bytes(config),
+        "models": None if found is None else found.models,
+        "versions": None if found is None else len(found.sizes),
+        "fit": None if result is None else asdict(result),
+    }
+    return json.dumps(document, indent=2) + "\n"
