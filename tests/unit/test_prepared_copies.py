@@ -15,16 +15,13 @@ from roost.core.tasks import in_background
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import parse_config_text
 from roost.registry_client.model_folder import ModelFolder
+from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, RETRY_AFTER_S
 from roost.router.placement import Ledger
 from roost.router.prepared_copies import (
     LARGE_BYTES,
-    LINGER_S,
-    LOOK_EVERY_S,
     MAX_ATTEMPTS,
     MAX_FAULTS,
     MAX_TIMES_MADE,
-    PATIENCE_S,
-    RETRY_AFTER_S,
     SMALL_BYTES,
     PreparedCopies,
 )

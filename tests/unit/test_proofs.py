@@ -17,12 +17,13 @@ from roost.core.tensors import Signature, TensorSpec
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription, complete_config, parse_config_json, parse_config_text
 from roost.registry_client.model_folder import ModelFolder
+from roost.router.background import LINGER_S, PATIENCE_S, RETRY_AFTER_S, TIMEOUT_S
 from roost.router.catalog import Catalog
 from roost.router.learned import Learned
 from roost.router.placement import Ledger
 from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
 from roost.router.proof import DEFAULT_ROWS, MAX_FAILURES, BatchingMode, Decision, Proof, conditions_of, decide
-from roost.router.proofs import LINGER_S, PATIENCE_S, RETRY_AFTER_S, TIMEOUT_S, Proofs
+from roost.router.proofs import Proofs
 from roost.router.revision import Revision
 from roost.router.room import Room
 

@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cachetools import LRUCache
+from roost.router.background import LOOK_EVERY_S, PATIENCE_S, Attempts, Background
 from roost.router.placement import Evict, Fits, Ledger, Refuse
 from roost.router.prepared import order_of
 from roost.router.prepared_counts import PreparedCounts
-from roost.router.preparer import Answer, Preparer, PreparerFailed
+from roost.router.preparer import Answer, Preparer
 from roost.router.revision import Revision
 from roost.router.room import Room
 from roost.runtimes.prepared.cache import Copy, CopyCache
@@ -43,17 +44,12 @@ LARGE_BYTES = 2 << 20
 PROCESS_BYTES = 160 << 20
 BYTES_PER_ARTIFACT_BYTE = 6
 ROOM_BYTES = 64 << 20
-TIMEOUT_S = 1800.0
-LOOK_EVERY_S = 1.0
-LINGER_S = 5.0
-RETRY_AFTER_S = 60.0
-PATIENCE_S = 10.0
 MAX_ATTEMPTS = 3
 MAX_FAULTS = 2
 MAX_TIMES_MADE = 3
 """A copy may have been wiped; but where the cache is too small for all, they must not be made for ever."""
 
-_RESERVATION = -2  # instances have positive numbers, proofs have -1
+_RESERVATION = -2  # proofs have -1
 _KNOWN = 65536
 
 
@@ -68,14 +64,11 @@ class Instances(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Work:
+class _Work(Attempts):
     """A model to make a copy of."""
 
     revision: Revision
     since: float
-    not_before: float = -math.inf
-    attempts: int = 0
-    interruptions: int = 0
 
 
 @dataclass(eq=False)
@@ -106,12 +99,10 @@ class PreparedCopies:
     _times_made: LRUCache[Model, int] = field(default_factory=lambda: LRUCache(_KNOWN))
     _faults: LRUCache[str, int] = field(default_factory=lambda: LRUCache(_KNOWN))
     _damaged: set[str] = field(default_factory=set)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _interrupted: bool = False
+    _background: Background = field(init=False)
 
     def __post_init__(self) -> None:
-        others = self.room.give_way
-        self.room.give_way = lambda: self.give_way() or others()
+        self._background = Background(_RESERVATION, self.ledger, self.room, self.preparer)
         self.counts.limit_bytes = self.cache.limit_bytes
 
     async def find(self, revision: Revision) -> Copy | None:
@@ -157,40 +148,20 @@ class PreparedCopies:
             return
         work = self._queue.setdefault(model, _Work(revision, time.monotonic()))
         work.revision = revision
-        self._changed.set()
-
-    def give_way(self) -> bool:
-        """A load does not fit: whether what the preparer has will be free at once. Then ``room`` hears of it."""
-        if _RESERVATION not in self.ledger.holdings:
-            return False
-        if not self._interrupted:
-            self._interrupted = True
-            self.ledger.leaving(_RESERVATION)
-            self.preparer.kill()
-            self._changed.set()
-        return True
+        self._background.changed()
 
     async def run(self) -> None:
         """Verifies what there is, then makes copies of what was loaded, one after another, until cancelled."""
-        try:
+        async with self._background.used():
             try:
                 await self._check_all()
             except Exception:
                 log.exception("verifying prepared copies failed: they are used as they are")
-            while True:
-                try:
-                    wait_s = await self._step()
-                except Exception:
-                    log.exception("making prepared copies failed: those that waited for it get none")
-                    self._queue.clear()
-                    wait_s = LOOK_EVERY_S
-                if wait_s:
-                    await self._wait(wait_s)
-        finally:
-            try:
-                await self.preparer.end(at_once=True)
-            finally:
-                self._release()
+            await self._background.repeat(self._step, self._give_up)
+
+    def _give_up(self) -> None:
+        log.exception("making prepared copies failed: those that waited for it get none")
+        self._queue.clear()
 
     async def _check_all(self) -> None:
         """Verifies the copies that were not since the machine was started, those used last first."""
@@ -199,7 +170,7 @@ class PreparedCopies:
         await self._on_disk(self.cache.trim)
         for key in await self._on_disk(self.cache.unchecked):
             job = {"job": "check_copy", "key": key, **self._where()}
-            answer = await self._ask(job)
+            answer = await self._background.ask(job)
             result = answer.get("result")
             if isinstance(result, dict) and result.get("whole") is False:
                 self.counts.damaged += 1
@@ -211,12 +182,12 @@ class PreparedCopies:
 
     async def _step(self) -> float:
         """Does the next piece of work if that is possible; else says how long to wait for a change."""
-        if self._interrupted:
-            await self._end(at_once=True)
+        if self._background.interrupted:
+            await self._background.end(at_once=True)
         now = time.monotonic()
         model = next((model for model, work in self._queue.items() if work.not_before <= now), None)
         if model is None:
-            await self._end()
+            await self._background.end()
             return min((work.not_before for work in self._queue.values()), default=math.inf) - now
         work = self._queue[model]
         if work.revision.retired or work.revision.artifact is None or _model_of(work.revision) != model:
@@ -232,10 +203,10 @@ class PreparedCopies:
         artifact = work.revision.artifact
         assert artifact is not None
         need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
-        self._release()
+        self._background.release()
         match self.ledger.plan(need_bytes, now, older_than=work.since):
             case Fits():
-                self.ledger.reserve(_RESERVATION, self, need_bytes)
+                self._background.reserve(need_bytes)
                 return True
             case Evict(idle, busy) if not busy and now - work.since > PATIENCE_S:
                 self.instances.evict_idle(idle)
@@ -243,20 +214,19 @@ class PreparedCopies:
                 del self._queue[model]
                 self._settled[model] = None
                 log.debug("no prepared copy of %s: the memory budget is too small to make it", work.revision.key)
-        await self._end()
+        await self._background.end()
         return False
 
     async def _make(self, model: Model, work: _Work) -> None:
         revision = work.revision
         artifact = revision.artifact
         assert artifact is not None
-        memory_bytes = self.ledger.holdings[_RESERVATION].bytes - PROCESS_BYTES
+        memory_bytes = self._background.held_bytes - PROCESS_BYTES
         threads = self.preparer.spec.threads
         order = order_of(revision.folder, revision.description, artifact, threads=threads, memory_bytes=memory_bytes)
-        answer = await self._ask({"job": "prepare_copy", "order": asdict(order), **self._where()})
-        if self._interrupted and "result" not in answer:
-            work.interruptions += 1
-            work.not_before = time.monotonic() + LINGER_S * 2 ** min(work.interruptions, 6)
+        answer = await self._background.ask({"job": "prepare_copy", "order": asdict(order), **self._where()})
+        if self._background.interrupted and "result" not in answer:
+            work.put_off_interrupted()
             return
         self._take(model, work, answer)
         await self._count()
@@ -285,44 +255,17 @@ class PreparedCopies:
     def _try_again(self, work: _Work, reason: str) -> bool:
         """Whether an attempt that failed is made again, later."""
         self.counts.failures += 1
-        work.attempts += 1
-        level = logging.WARNING if work.attempts == 1 else logging.DEBUG
+        work.failures += 1
+        level = logging.WARNING if work.failures == 1 else logging.DEBUG
         log.log(level, "no prepared copy of %s now: %s", work.revision.key, reason)
-        work.not_before = time.monotonic() + RETRY_AFTER_S * 4 ** (work.attempts - 1)
-        return work.attempts < MAX_ATTEMPTS
-
-    async def _ask(self, job: dict[str, Any]) -> Answer:
-        try:
-            return await self.preparer.do(job, TIMEOUT_S)
-        except PreparerFailed as error:
-            return {"error": str(error)}
+        work.put_off_failed()
+        return work.failures < MAX_ATTEMPTS
 
     def _where(self) -> dict[str, Any]:
         return {"cache_dir": str(self.cache.folder), "cache_bytes": self.cache.limit_bytes}
 
     async def _count(self) -> None:
         self.counts.bytes = await self._on_disk(self.cache.used_bytes)
-
-    async def _wait(self, seconds: float) -> None:
-        """Until something has changed, or the time is over."""
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(seconds if seconds < math.inf else None):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-
-    def _release(self) -> None:
-        self._interrupted = False
-        if _RESERVATION in self.ledger.holdings:
-            self.ledger.gone(_RESERVATION)
-
-    async def _end(self, *, at_once: bool = False) -> None:
-        """Ends the preparer; its memory is free."""
-        await self.preparer.end(at_once=at_once)
-        if _RESERVATION in self.ledger.holdings:
-            self._release()
-            self.room.changed()
 
     def _find(self, digest: str, backend: str, options: tuple[tuple[str, str], ...]) -> Copy | None:
         return self.cache.find(copy_key(digest, backend, dict(options))) if can_prepare(backend) else None

@@ -6,7 +6,6 @@ memory only if there is some that nobody has, and gives it back as soon as a loa
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
@@ -17,9 +16,10 @@ from cachetools import LRUCache
 from roost.core.errors import RoostError
 from roost.core.units import format_bytes
 from roost.registry_client.warmup import warmup_samples
+from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, Attempts, Background
 from roost.router.catalog import Catalog
 from roost.router.placement import Fits, Ledger, Refuse
-from roost.router.preparer import Answer, Preparer, PreparerFailed
+from roost.router.preparer import Answer, Preparer
 from roost.router.proof import (
     DEFAULT_ROWS,
     PENDING,
@@ -43,25 +43,17 @@ LEAST_ROOM_BYTES = 64 << 20
 MOST_ROOM_BYTES = 256 << 20
 
 BUDGET_S = 60.0
-TIMEOUT_S = 1800.0
-LINGER_S = 5.0
-LOOK_EVERY_S = 1.0
-PATIENCE_S = 10.0
-RETRY_AFTER_S = 60.0
 
-_RESERVATION = -1  # instances have positive numbers
+_RESERVATION = -1
 _KNOWN = 4096
 
 
 @dataclass(eq=False, slots=True)
-class _Work:
+class _Work(Attempts):
     """An artifact to be tried, and the revisions that wait for what comes of it."""
 
     revisions: list[Revision]
     since: float
-    not_before: float = -math.inf
-    failures: int = 0
-    interruptions: int = 0
 
 
 @dataclass(eq=False)
@@ -83,12 +75,11 @@ class Proofs:
     preparer: Preparer
     _queue: dict[Key, _Work] = field(default_factory=dict)
     _known: LRUCache[Key, Proof] = field(default_factory=lambda: LRUCache(_KNOWN))
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _interrupted: bool = False
+    _background: Background = field(init=False)
 
     def __post_init__(self) -> None:
         self.catalog.when_loaded = self.loaded
-        self.room.give_way = self.give_way
+        self._background = Background(_RESERVATION, self.ledger, self.room, self.preparer)
 
     def loaded(self, revision: Revision) -> None:
         """A revision was loaded: what is known of its batches holds from now on, and what is not is found out."""
@@ -117,48 +108,29 @@ class Proofs:
             decision = revision.proof.decision
         return decision.text if decision is not None else PENDING
 
-    def give_way(self) -> bool:
-        """A load does not fit: whether what the preparer has will be free at once. Then ``room`` hears of it."""
-        if _RESERVATION not in self.ledger.holdings:
-            return False
-        if not self._interrupted:
-            self._interrupted = True
-            self.ledger.leaving(_RESERVATION)
-            self.preparer.kill()
-            self._changed.set()
-        return True
-
     async def run(self) -> None:
         """Tries what was enqueued, one after another, until cancelled."""
-        try:
-            while True:
-                try:
-                    wait_s = await self._step()
-                except Exception:
-                    log.exception("finding out about batches failed: what waited for it stays as it is")
-                    self._queue.clear()
-                    wait_s = LOOK_EVERY_S
-                if wait_s:
-                    await self._wait(wait_s)
-        finally:
-            try:
-                await self.preparer.end(at_once=True)
-            finally:
-                self._release()
+        async with self._background.used():
+            await self._background.repeat(self._step, self._give_up)
+
+    def _give_up(self) -> None:
+        log.exception("finding out about batches failed: what waited for it stays as it is")
+        self._queue.clear()
 
     async def _step(self) -> float:
         """Does the next piece of work if that is possible; else says how long to wait for a change."""
-        if self._interrupted:
-            await self._end(at_once=True)
+        background = self._background
+        if background.interrupted:
+            await background.end(at_once=True)
         if not self._queue and self.preparer.pid:
-            await self._wait(LINGER_S)
+            await background.wait(LINGER_S)
         if not self._queue:
-            await self._end(at_once=self._interrupted)
+            await background.end(at_once=background.interrupted)
             return 0.0 if self._queue else math.inf
         now = time.monotonic()
         key = next((key for key, work in self._queue.items() if work.not_before <= now), None)
         if key is None:
-            await self._end()
+            await background.end()
             return min((work.not_before for work in self._queue.values()), default=now) - now
         work = self._queue[key]
         work.revisions = [r for r in work.revisions if not r.retired and _key_of(r) == key]
@@ -170,20 +142,11 @@ class Proofs:
             await self._try(key, work)
         return 0.0
 
-    async def _wait(self, seconds: float) -> None:
-        """Until something has changed, or the time is over."""
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(seconds if seconds < math.inf else None):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-
     def _enqueue(self, key: Key, revision: Revision, failures: int) -> None:
         work = self._queue.get(key)
         if work is None:
             self._queue[key] = _Work([revision], time.monotonic(), failures=failures)
-            self._changed.set()
+            self._background.changed()
         elif revision not in work.revisions:
             work.revisions.append(revision)
 
@@ -192,46 +155,29 @@ class Proofs:
         artifact = work.revisions[0].artifact
         assert artifact is not None
         need_bytes = self._room_bytes() + PROCESS_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
-        held_bytes = self.ledger.holdings[_RESERVATION].bytes if _RESERVATION in self.ledger.holdings else 0
+        held_bytes = self._background.held_bytes
         quiet = self.ledger.reserved_bytes == held_bytes or now - work.since > PATIENCE_S
         match self.ledger.plan(max(0, need_bytes - held_bytes), now):
             case Fits() if quiet:
-                self._release()
-                self.ledger.reserve(_RESERVATION, self, need_bytes)
+                self._background.reserve(need_bytes)
                 return True
             case Refuse():
                 del self._queue[key]
                 reason = f"not proven: trying it takes {format_bytes(need_bytes)} of the memory budget"
                 self._say(work, Decision(0, reason))
-        await self._end()
+        await self._background.end()
         return False
 
     def _room_bytes(self) -> int:
         """What batches may take beside the model."""
         return min(MOST_ROOM_BYTES, max(LEAST_ROOM_BYTES, self.ledger.budget_bytes // 4))
 
-    def _release(self) -> None:
-        self._interrupted = False
-        if _RESERVATION in self.ledger.holdings:
-            self.ledger.gone(_RESERVATION)
-
-    async def _end(self, *, at_once: bool = False) -> None:
-        """Ends the preparer; its memory is free."""
-        await self.preparer.end(at_once=at_once)
-        if _RESERVATION in self.ledger.holdings:
-            self._release()
-            self.room.changed()
-
     async def _try(self, key: Key, work: _Work) -> None:
         """Has the preparer try an artifact; whatever comes of it is remembered, unless a load came first."""
         revision = work.revisions[0]
-        try:
-            answer = await self.preparer.do(self._job(revision), TIMEOUT_S)
-        except PreparerFailed as error:
-            answer = {"error": str(error)}
-        if self._interrupted and "result" not in answer:
-            work.interruptions += 1
-            work.not_before = time.monotonic() + LINGER_S * 2 ** min(work.interruptions, 6)
+        answer = await self._background.ask(self._job(revision))
+        if self._background.interrupted and "result" not in answer:
+            work.put_off_interrupted()
             return
         changed = await self.catalog.changed(revision)
         del self._queue[key]
@@ -248,7 +194,7 @@ class Proofs:
         self._say(work, proof.decision)
         if not proof.settled:
             work.failures = proof.failures
-            work.not_before = time.monotonic() + RETRY_AFTER_S * 4 ** (proof.failures - 1)
+            work.put_off_failed()
             self._queue[key] = work
         await self.catalog.remember_proof(key, proof)
 
@@ -263,7 +209,7 @@ class Proofs:
             "threads": self.preparer.spec.threads,
             "max_rows": DEFAULT_ROWS,
             "budget_s": BUDGET_S,
-            "memory_bytes": self.ledger.holdings[_RESERVATION].bytes - PROCESS_BYTES,
+            "memory_bytes": self._background.held_bytes - PROCESS_BYTES,
             "samples": warmup_samples(description.config),
             "samples_root": str(revision.folder.path),
         }

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -303,22 +303,22 @@ async def router(
                     log.warning("a route leads to model '%s', which is in no repository", name)
                 await mesh.start()
                 control = Control(catalog, mesh, stats)
-                watching: AbstractAsyncContextManager[None] = nullcontext()
+                work: list[Coroutine[Any, Any, None]] = []
                 renew = None
                 if poll_interval_s is not None:
-                    polling = Polling(Looker(catalog, repositories, disk), control, poll_interval_s)
-                    watching, renew = in_background(polling.run()), control.renew
+                    work.append(Polling(Looker(catalog, repositories, disk), control, poll_interval_s).run())
+                    renew = control.renew
                 inference = Inference(catalog, mesh, traffic, classifying, renew)
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, _preparer(settings))
                 preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
-                recency = Recency(learned, stats, disk)
-                copying: AbstractAsyncContextManager[None] = nullcontext()
+                work += (proofs.run(), Recency(learned, stats, disk).run())
                 if cache is not None:
-                    copying = in_background(_copies(cache, settings, ledger, mesh, proofs, stats, disk).run())
-                ahead: AbstractAsyncContextManager[None] = nullcontext()
+                    work.append(_copies(cache, settings, ledger, mesh, proofs, stats, disk).run())
                 if eviction != LRU:
-                    ahead = in_background(Prefetch(policy, mesh.loader.bring).run())
-                async with watching, in_background(proofs.run()), in_background(recency.run()), copying, ahead:
+                    work.append(Prefetch(policy, mesh.loader.bring).run())
+                async with AsyncExitStack() as background:
+                    for each in work:
+                        await background.enter_async_context(in_background(each))
                     yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs, preload)
             finally:
                 await mesh.stop()

@@ -148,8 +148,6 @@ class LeanPath:
             InvalidArgument: If an output can't be written as JSON.
         """
         buffers = write_plain(response, request)
-        if buffers is not None and len(buffers) == 1 and coding == IDENTITY:
-            return [self._answers.json(buffers[0], coding, is_last)]
         if buffers is None:
             if large_outputs(response, request):
                 return None

@@ -296,7 +296,7 @@ class LeanProtocol(WritingProtocol):
         if self.transport is None:
             return
         self._resume_reading_held()
-        if self._waiter is not None and not self._waiter.done():
+        if super().idle:
             self._take(data)
         else:
             self._parse(data)
