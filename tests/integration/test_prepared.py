@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,16 @@ def command(repository: Path, cache: Path, *arguments: str) -> list[str]:
     return [*command, "--cache-dir", str(cache), *arguments]
 
 
-def prepare(repository: Path, cache: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def prepare(
+    repository: Path, cache: Path, *arguments: str, within: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end, ``within`` a command that changes its limits."""
     return subprocess.run(
-        command(repository, cache, *arguments),
+        [*within, *command(repository, cache, *arguments)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
-        **options,
     )
 
 
@@ -153,11 +155,7 @@ def test_several_processes_prepare_at_once(mlp: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_fails_the_copy_alone(mlp: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-
-    def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    ended = prepare(mlp, cache, "mlp", preexec_fn=fill)
+    ended = prepare(mlp, cache, "mlp", within=("prlimit", f"--fsize={1 << 20}"))
     assert ended.returncode == 1, ended.stdout
     assert "mlp 1: failed" in ended.stdout
     assert {path.name for path in cache.iterdir()} <= {"lock"}
@@ -175,10 +173,10 @@ def test_memory_that_does_not_suffice_fails_the_copy_alone(mlp: Path, tmp_path: 
     assert cache.look_up(copy_key(small.digest, small.backend, {})) is None
 
 
-def test_garbage_in_the_weights_loads_but_does_not_pass_the_check(copy: Copy) -> None:
+def test_garbage_in_the_weights_does_not_pass_the_check(copy: Copy) -> None:
+    # Whether it would load depends on the processor: for some, ONNX Runtime packs the weights once more and compares.
     cache = CopyCache(Path(copy.root).parent, LIMIT_BYTES)
     garble(Path(copy.root) / "model.data")
-    assert ask(copy.path, copy.root, prepared=True).shape == (3, 10)
     assert not cache.check(copy.key)
     assert cache.find(copy.key) is None
 

@@ -2,7 +2,7 @@
 
 Requests nearly always end long before their deadline, so a timer each would be made and cancelled for nothing. Here
 whoever has deadlines (a revision, for all of its requests) says when the first of them comes; it is asked to look at
-that time, a few milliseconds late at most, and says when the next one comes. What is over by then costs nothing.
+that time, a millisecond late at most, and says when the next one comes. What is over by then costs nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import heapq
 import math
 from typing import Protocol
 
-BUCKET_S = 0.005
+BUCKET_S = 0.001
 
 
 class Watched(Protocol):
