@@ -27,7 +27,7 @@ RATIOS = (0.2, 1.0, 4.0)
 # Somewhat more than the 5 ms that the benches promise, since machines have faster moments than the one that measures.
 ONE_ROW_S = 0.0065
 MAX_BATCH_SIZE = 16
-_ROUNDS = 9
+_ROUNDS = 15
 _CORRECTIONS = 4
 _TOLERANCE = 0.15
 _PROBE_LAYERS = 16
@@ -148,7 +148,7 @@ def _unit_costs(path: Path) -> tuple[float, float]:
 
 
 def _fit(file: Path, most_rows: int) -> tuple[float, float]:
-    """The b and a of t(n) = b + a·n in seconds: least squares over the fastest of several runs for each n."""
+    """The b and a of t(n) = b + a·n in seconds: least squares over the medians of several runs for each n."""
     model = session(file)
     sizes = sorted({1, 2, most_rows // 2, most_rows})
     took: dict[int, list[float]] = {rows: [] for rows in sizes}
@@ -159,7 +159,7 @@ def _fit(file: Path, most_rows: int) -> tuple[float, float]:
             began = time.thread_time()
             model.run(None, inputs)
             took[rows].append(time.thread_time() - began)
-    slope, intercept = statistics.linear_regression(sizes, [min(took[rows]) for rows in sizes])
+    slope, intercept = statistics.linear_regression(sizes, [statistics.median(took[rows]) for rows in sizes])
     return max(intercept, 0.0), slope
 
 

@@ -7,10 +7,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import pytest
-from roost.core.errors import Code, Internal, InvalidArgument, RoostError, Unavailable, Unimplemented
+from roost.core.errors import (
+    Code,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    RegionTooSmall,
+    RoostError,
+    Unavailable,
+    Unimplemented,
+)
 from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
 from roost.core.tensors import Tensor
 from roost.router.control import Control
@@ -19,9 +29,10 @@ from roost.router.preload import Preload
 from roost.router.proofs import Proofs
 from roost.router.router import Router
 from roost.router.traffic import Traffic, parse_routes
-from roost.server.client_memory import ClientMemory
+from roost.server.client_memory import FOLDER, ClientMemory
 from roost.server.data_plane import RouterDataPlane
 from roost.server.log_settings import LogBook
+from roost.server.region_io import THREAD_BYTES
 
 from tests.unit.mesh_fakes import Bed, Farm, InlineExecutor, bed
 from tests.virtual_time import settle, virtual
@@ -43,7 +54,9 @@ class Place:
 
 
 @asynccontextmanager
-async def place(traffic: Traffic | None = None, *, batch: int = 4, log_requests: bool = False) -> AsyncIterator[Place]:
+async def place(
+    traffic: Traffic | None = None, *, batch: int = 4, log_requests: bool = False, regions: Path | None = None
+) -> AsyncIterator[Place]:
     """Has a model ``a``, which is loaded."""
     async with bed(slots=4) as on:
         traffic = traffic or Traffic()
@@ -65,7 +78,7 @@ async def place(traffic: Traffic | None = None, *, batch: int = 4, log_requests:
             request_timeout_s=10,
             body_budget_bytes=1 << 20,
             log_requests=log_requests,
-            shared_memory=ClientMemory(offered=False),
+            shared_memory=ClientMemory(offered=regions is not None, folder=regions or FOLDER),
             log_book=LogBook("info", lambda level: None),
         )
         await on.mesh.loader.bring(on.model("a", 10, batch=batch))
@@ -174,17 +187,71 @@ async def test_what_needs_more_than_its_run_is_left_to_infer() -> None:
         at.on.model("cold", 10)
         at.on.model("many", 10, decoupled=True)
         await at.on.mesh.loader.bring(at.on.revisions[2])
-        classified, in_region, out_region = ask(), ask(), ask()
+        classified = ask()
         classified.outputs = [RequestedOutput("y", classification=1)]
-        in_region.regions = {"x": RegionSlice("r", 2)}
-        out_region.outputs = [RequestedOutput("y", region=RegionSlice("r", 2))]
-        asked = [ask(model="cold"), ask(model="many"), ask(model="nobody"), classified, in_region, out_region]
+        asked = [ask(model="cold"), ask(model="many"), ask(model="nobody"), classified]
         assert [at.plane.begin(one, at.outcomes.append) for one in asked] == [None] * len(asked)
         assert at.codes() == {}
         at.on.farm.answer_runs_after(0.01)
         answer = await at.plane.infer(ask(b"1234", model="cold"))
         assert bytes(answer.outputs[0].data) == b"1234"
         assert at.codes("cold") == {None: 1}
+
+
+def in_region(part: RegionSlice, room: RegionSlice) -> InferRequest:
+    """A request with an input in shared memory, whose output belongs there."""
+    request = ask()
+    request.inputs = [Tensor("x", "UINT8", (part.byte_size, 1), b"")]
+    request.regions = {"x": part}
+    request.outputs = [RequestedOutput("y", region=room)]
+    return request
+
+
+@virtual
+async def test_tensors_in_regions_take_the_same_way(tmp_path: Path) -> None:
+    (tmp_path / "object").write_bytes(b"abcd" + bytes(4))
+    async with place(regions=tmp_path) as at:
+        at.plane.shared_memory.register("r", "/object", 0, 8)
+        part = RegionSlice("r", 2, 1)
+        for room in (RegionSlice("r", 2, 4), RegionSlice("r", 1, 6)):
+            assert at.plane.begin(in_region(part, room), at.outcomes.append) is not None
+        assert at.plane.bodies.used_bytes == 4
+        await settle()
+        at.on.answer_all()
+        answer, too_small = at.outcomes
+        assert isinstance(answer, InferResponse)
+        assert (answer.in_regions, bytes(answer.outputs[0].data)) == ({"y"}, b"")
+        assert (tmp_path / "object").read_bytes() == b"abcdbc" + bytes(2)
+        assert isinstance(too_small, RegionTooSmall)
+        dropped = at.plane.begin(in_region(part, part), at.outcomes.append)
+        assert dropped is not None
+        dropped.cancel()
+        dropped.cancel()
+        wrong = in_region(part, part)
+        wrong.outputs[0].name = "nope"
+        with pytest.raises(InvalidArgument, match="unexpected inference output"):
+            at.plane.begin(wrong, at.outcomes.append)
+        with pytest.raises(NotFound):
+            at.plane.begin(in_region(part, RegionSlice("other", 2)), at.outcomes.append)
+        assert at.plane.bodies.used_bytes == 0
+        await settle()
+        at.on.answer_all()
+        assert len(at.outcomes) == 2
+        assert at.codes() == {None: 1, Code.INVALID_ARGUMENT: 2, Code.CANCELLED: 1}
+
+
+@virtual
+async def test_large_tensors_in_regions_and_those_of_cold_models_are_left_to_infer(tmp_path: Path) -> None:
+    (tmp_path / "object").write_bytes(bytes(16 << 20))
+    async with place(regions=tmp_path) as at:
+        at.on.model("cold", 10)
+        at.plane.shared_memory.register("r", "/object", 0, 16 << 20)
+        part, large = RegionSlice("r", 2), RegionSlice("r", THREAD_BYTES + 1)
+        cold = in_region(part, part)
+        cold.model_name = "cold"
+        for request in (in_region(part, large), cold):
+            assert at.plane.begin(request, at.outcomes.append) is None
+        assert at.plane.bodies.used_bytes == 0
 
 
 @virtual

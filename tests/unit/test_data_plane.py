@@ -54,7 +54,7 @@ class EchoRouter:
         self.began = asyncio.Event()
         self.loads: list[tuple[Any, ...]] = []
 
-    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+    def begin(self, request: InferRequest, done: Done, *, in_regions: bool = False) -> Ticket | None:
         return None
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:

@@ -62,8 +62,14 @@ class Inference:
         self._random = random.Random()
         mesh.when_unloadable = self._elsewhere
 
-    def begin(self, request: InferRequest, done: Done) -> Ticket | None:
+    def begin(self, request: InferRequest, done: Done, *, in_regions: bool = False) -> Ticket | None:
         """Takes a request that needs nothing but its run; see ``DataPlane``.
+
+        Args:
+            request: The request.
+            done: See ``DataPlane``.
+            in_regions: Whether the caller reads and writes its tensors in shared memory, has read them, and counts how
+                it ends.
 
         Raises:
             RoostError: What ``infer`` would raise at once; counted nowhere.
@@ -75,14 +81,14 @@ class Inference:
             draw = self._random.random()
             name, version = context.branch = context.branch or self._traffic.resolve(name, version, draw)
         found = self._catalog.known(name, version)
-        if found is None or found.availability is not _AVAILABLE or request.regions:
+        if found is None or found.availability is not _AVAILABLE or (request.regions and not in_regions):
             return None
         revision = found.revision
         intake = revision.intake
         if intake is None or revision.failure is not None or revision.decoupled or not revision.resident():
             return None
         for output in request.outputs:
-            if output.classification or output.region is not None:
+            if output.classification or (output.region is not None and not in_regions):
                 return None
         if not revision.used:
             self._mesh.begin_use(revision)
@@ -94,7 +100,7 @@ class Inference:
             intake.contract.check(request)
             taken = intake.measure(request)
         context.served_by = revision.served_by
-        return self._submit(revision, request, done, taken, recorded=True)
+        return self._submit(revision, request, done, taken, recorded=not in_regions)
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
         """See ``Router``: the worker that will run it is guessed; with another one it is copied, and that is all."""

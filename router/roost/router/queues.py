@@ -20,6 +20,16 @@ _MARGIN = 1.25
 """With none, as many are admitted as can just be served, and the least delay makes some of them late: they would be
 refused after they have waited."""
 
+_STRAINED_MARGIN = 0.5
+"""So much more if all others were refused lately. Where most have to be, it is as well to be sure of those that are
+admitted: a queue that is shorter gives the device no less to do."""
+
+_REFUSALS_MEMORY = 32
+"""After so many requests that came while others waited, one counts e times less."""
+
+_STRAIN_S = 1.0
+"""So long after the last one that was refused nothing is left of them."""
+
 
 class Queues:
     """What waits in the queues of all revisions, within limits.
@@ -116,7 +126,12 @@ class Queues:
         full, rest = divmod(ahead + pending.rows - 1, at_once)
         free_in_s, parallel = _capacity(revision, now)
         wait_s = free_in_s + full * pace.estimate(at_once) / parallel + pace.estimate(rest + 1)
-        if wait_s * _MARGIN > left_s:
+        if now > revision.strained_until:
+            revision.strain = 0.0
+        is_hopeless = wait_s * (_MARGIN + _STRAINED_MARGIN * revision.strain) > left_s
+        revision.strain += (is_hopeless - revision.strain) / _REFUSALS_MEMORY
+        if is_hopeless:
+            revision.strained_until = now + _STRAIN_S
             raise DeadlineExceeded(
                 f"Request timeout would expire: {len(revision.queue)} requests wait for model '{revision.key.name}'",
                 limit=Limit.DEADLINE,

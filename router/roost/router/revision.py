@@ -85,6 +85,8 @@ class Revision:
         instances: Loaded copies and those on their way in or out.
         queue: Requests that wait, in the order in which they are to go.
         queued_rows: How many rows they are.
+        strain: Which share of those that came lately had no hope to be answered in time, as the queue was too long.
+        strained_until: When that is forgotten.
         claimed: Whether the ledger knows that there are any.
         pumping: Whether it is about to be looked what of them can be sent.
         waker: Looks again when they have waited long enough for others.
@@ -120,6 +122,8 @@ class Revision:
     instances: list[Instance] = field(default_factory=list)
     queue: list[Pending] = field(default_factory=list)
     queued_rows: int = 0
+    strain: float = 0.0
+    strained_until: float = -math.inf
     claimed: bool = False
     pumping: bool = False
     waker: asyncio.TimerHandle | None = None

@@ -25,7 +25,7 @@ from roost.server.client_memory import ClientMemory, NoGpuMemory
 from roost.server.data_plane_protocol import LogSettings, RepositoryParameters, TraceSettings
 from roost.server.log_settings import LogBook
 from roost.server.offload import Offload
-from roost.server.region_io import RegionIO, uses_regions
+from roost.server.region_io import InRegions, RegionIO, uses_regions
 from roost.server.trace import TraceBook
 
 access_log = logging.getLogger("roost.access")
@@ -122,7 +122,8 @@ class RouterDataPlane:
     def begin(self, request: InferRequest, done: Done) -> Ticket | None:
         """See ``DataPlane``."""
         try:
-            return self._router.begin(request, done)
+            ticket = self._router.begin(request, done)
+            return self._begin_in_regions(request, done) if ticket is None and uses_regions(request) else ticket
         except BaseException as error:
             self._count(request, error)
             _drop_frames(error)
@@ -166,6 +167,20 @@ class RouterDataPlane:
     def _regions(self, request: InferRequest) -> RegionIO:
         stage = partial(self._router.stage, request.model_name, request.model_version)
         return RegionIO(self.shared_memory, self.bodies, self._copies, request, stage)
+
+    def _begin_in_regions(self, request: InferRequest, done: Done) -> Ticket | None:
+        regions = self._regions(request)
+        ticket = None
+        try:
+            if regions.is_small:
+                regions.read_at_once()
+                run = InRegions(regions, done, partial(self._count, request))
+                run.ticket = self._router.begin(request, run.ended, in_regions=True)
+                ticket = run if run.ticket is not None else None
+        finally:
+            if ticket is None:
+                regions.close()
+        return ticket
 
     async def _infer_in_regions(self, request: InferRequest) -> InferResponse:
         regions = self._regions(request)

@@ -3,7 +3,7 @@
 Clients repeat themselves: of two requests for a model most often only the id and the elements differ. So what the
 general codec made of a request is kept as a template, under the exact bytes of everything but the id and the raw
 contents, and the next request with those bytes is cut into pieces. Answers are put together in the same way. What is
-not plain (shared memory, typed contents, unusual orders of fields, anything damaged) is the general codec's, which
+not plain (typed contents, unusual orders of fields, anything damaged) is the general codec's, which
 makes the templates and words the errors; both give the same results.
 """
 
@@ -34,12 +34,17 @@ _NO_PARAMETERS: Final[dict[str, ParameterValue]] = {}
 class _Template:
     """What all requests have in common that begin with the same bytes."""
 
-    __slots__ = ("inputs", "model_name", "model_version", "outputs", "parameters", "priority", "timeout_s")
+    __slots__ = ("inputs", "model_name", "model_version", "outputs", "parameters", "priority", "regions", "timeout_s")
 
     def __init__(self, request: InferRequest) -> None:
         self.model_name = request.model_name
         self.model_version = request.model_version
-        self.inputs = [(item.name, item.datatype, item.shape, item.parameters) for item in request.inputs]
+        # What is in shared memory has no raw contents.
+        self.inputs = [
+            (item.name, item.datatype, item.shape, item.parameters, item.name in request.regions)
+            for item in request.inputs
+        ]
+        self.regions = request.regions or _NO_REGIONS
         self.outputs: list[RequestedOutput] = request.outputs
         self.parameters = dict(request.parameters)
         self.priority = request.context.priority
@@ -105,7 +110,7 @@ class InferCodec:
             template.outputs,
             request_id,
             parameters,
-            regions=_NO_REGIONS,
+            regions=template.regions,
         )
 
     def encode_parts(self, response: InferResponse) -> tuple[list[Buffer], int]:
@@ -174,7 +179,7 @@ class InferCodec:
             end = after + self._ends.get(guess, 0)
             template = self._templates.get(first[:end] if after == at else first[:at] + first[after:end])
             if template is None:
-                end = _skip_descriptions(first, after)
+                end = _skip_descriptions(first, after, len(raw))
                 self._remember_end(guess, end - after)
                 if after == at:
                     self._remember_end(len(raw) << 8, end)
@@ -195,7 +200,7 @@ class InferCodec:
             return known
         message, raws = codec.parse_infer(raw)
         request, _ = codec.read_infer(message, raws, 0.0, math.inf)
-        if request.regions or len(raws) != len(request.inputs) or not raws:
+        if len(raws) + len(request.regions) != len(request.inputs) or not request.inputs:
             return None
         if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
@@ -244,13 +249,18 @@ def _skip_names(raw: bytes) -> int:
     return at
 
 
-def _skip_descriptions(raw: bytes, at: int) -> int:
-    """The end of parameters, inputs and outputs that begin at ``at``: where the raw contents do.
+def _skip_descriptions(raw: bytes, at: int, size_bytes: int) -> int:
+    """The end of parameters, inputs and outputs that begin at ``at``: where the raw contents do, or the message ends.
+
+    Args:
+        raw: The first bytes of the message, or all.
+        at: Where to begin.
+        size_bytes: How many bytes the message has.
 
     Raises:
-        IndexError: If anything else comes before the raw contents, or the message ends.
+        IndexError: If anything else comes before the raw contents, or this is not all of the message.
     """
-    while (tag := raw[at]) != _RAW:
+    while at != size_bytes and (tag := raw[at]) != _RAW:
         if tag not in (_PARAMETERS, _INPUTS, _OUTPUTS):
             raise IndexError
         length = raw[at + 1]
@@ -275,7 +285,10 @@ def _cut(template: _Template | None, raw: Buffer, at: int) -> list[Tensor] | Non
     whole = len(raw)
     source: Buffer = raw if whole < _VIEW_BYTES else memoryview(raw)
     inputs: list[Tensor] = []
-    for name, datatype, shape, parameters in template.inputs:
+    for name, datatype, shape, parameters, in_region in template.inputs:
+        if in_region:
+            inputs.append(Tensor(name, datatype, shape, b"", parameters))
+            continue
         if raw[at] != _RAW:
             return None
         length = raw[at + 1]

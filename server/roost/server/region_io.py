@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from roost.core.errors import RegionTooSmall
-from roost.core.requests import InferRequest, InferResponse, RegionSlice
+from roost.core.errors import RegionTooSmall, RoostError
+from roost.core.requests import Done, InferRequest, InferResponse, RegionSlice, Ticket
+from roost.core.tensors import Tensor
 from roost.server.client_memory import ClientMemory, Region
 from roost.server.data_plane_protocol import Budget
 from roost.server.offload import Offload
@@ -75,21 +77,43 @@ class RegionIO:
         """Ends the request's use."""
         self.let_go()
 
+    @property
+    def is_small(self) -> bool:
+        """Whether all copying may be done on the event loop."""
+        return max(self._size_bytes, sum(part.byte_size for _, part in self._outputs.values())) <= THREAD_BYTES
+
     async def read(self) -> None:
         """Puts the inputs' bytes into the request.
 
         Raises:
             InvalidArgument: If a region was truncated.
         """
-        if not self._inputs:
+        if self._size_bytes <= THREAD_BYTES:
+            self.read_at_once()
             return
-        found = {name: self._memory_of(part.byte_size) for name, (_, part) in self._inputs.items()}
-        if self._size_bytes > THREAD_BYTES:
-            await self._threads.run(self, _read, self._inputs, found)
-        else:
+        found = self._memory()
+        await self._threads.run(self, _read, self._inputs, found)
+        self._fill(found)
+
+    def read_at_once(self) -> None:
+        """Does what ``read`` does, on the event loop.
+
+        Raises:
+            InvalidArgument: If a region was truncated.
+        """
+        if self._inputs:
+            found = self._memory()
             _read(self._inputs, found)
+            self._fill(found)
+
+    def _memory(self) -> dict[str, memoryview]:
+        return {name: self._memory_of(part.byte_size) for name, (_, part) in self._inputs.items()}
+
+    def _fill(self, found: Mapping[str, memoryview]) -> None:
         self._request.inputs = [
-            replace(tensor, data=found[tensor.name]) if tensor.name in found else tensor
+            Tensor(tensor.name, tensor.datatype, tensor.shape, found[tensor.name], tensor.parameters)
+            if tensor.name in found
+            else tensor
             for tensor in self._request.inputs
         ]
 
@@ -103,9 +127,25 @@ class RegionIO:
         Raises:
             InvalidArgument: If a region is too small or was truncated.
         """
+        if self._check(response) <= THREAD_BYTES:
+            _write(self._outputs, response)
+        else:
+            await self._threads.run(self, _write, self._outputs, response)
+        self._take_out(response)
+
+    def write_at_once(self, response: InferResponse) -> None:
+        """Does what ``write`` does, on the event loop.
+
+        Raises:
+            InvalidArgument: If a region is too small or was truncated.
+        """
+        self._check(response)
+        _write(self._outputs, response)
+        self._take_out(response)
+
+    def _check(self, response: InferResponse) -> int:
+        """How many bytes belong into regions; checks that each has room for its own."""
         moved = [output for output in response.outputs if output.name in self._outputs]
-        if not moved:
-            return
         size_bytes = 0
         for output in moved:
             needed = memoryview(output.data).nbytes
@@ -116,14 +156,62 @@ class RegionIO:
                     f"shared memory size specified with the request for output '{output.name}' "
                     f"({part.byte_size} bytes) should be at least {needed} bytes to hold the results"
                 )
-        if size_bytes > THREAD_BYTES:
-            await self._threads.run(self, _write, self._outputs, response)
-        else:
-            _write(self._outputs, response)
-        response.outputs = [
-            replace(output, data=b"") if output.name in self._outputs else output for output in response.outputs
-        ]
-        response.in_regions = frozenset(output.name for output in moved)
+        return size_bytes
+
+    def _take_out(self, response: InferResponse) -> None:
+        response.in_regions = frozenset(output.name for output in response.outputs if output.name in self._outputs)
+        if response.in_regions:
+            response.outputs = [
+                replace(output, data=b"") if output.name in response.in_regions else output
+                for output in response.outputs
+            ]
+
+
+class InRegions:
+    """A request with small tensors in regions that costs no task. Implements ``roost.core.requests.Ticket``.
+
+    Args:
+        regions: Its regions, which are closed when it has ended.
+        done: Gets its outcome, once the outputs are where they belong.
+        count: Told of its error, or None, before that.
+    """
+
+    __slots__ = ("_count", "_done", "_regions", "ticket")
+
+    def __init__(self, regions: RegionIO, done: Done, count: Callable[[BaseException | None], None]) -> None:
+        self._regions = regions
+        self._done: Done | None = done
+        self._count = count
+        self.ticket: Ticket | None = None
+
+    def ended(self, outcome: InferResponse | RoostError) -> None:
+        """Takes the outcome of the run."""
+        done = self._close()
+        if done is None:
+            return
+        self.ticket = None  # which refers to this: together they would keep the inputs' memory
+        if isinstance(outcome, InferResponse):
+            try:
+                self._regions.write_at_once(outcome)
+            except RoostError as error:
+                outcome = error.with_traceback(None)
+        self._count(outcome if isinstance(outcome, RoostError) else None)
+        done(outcome)
+
+    def cancel(self) -> None:
+        """See ``Ticket``."""
+        ticket, self.ticket = self.ticket, None
+        if self._close() is not None:
+            assert ticket is not None
+            ticket.cancel()
+            self._count(asyncio.CancelledError())
+
+    def _close(self) -> Done | None:
+        """Ends it; what to tell the outcome, the first time."""
+        done, self._done = self._done, None
+        if done is not None:
+            self._regions.close()
+        return done
 
 
 def _find(memory: ClientMemory, part: RegionSlice) -> Region:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from roost.core.requests import RegionSlice, RequestContext
 from roost.core.tensors import DATATYPES, MAX_ELEMENTS, MAX_RANK, Buffer, DataType, Parameters, Tensor
 from roost.server.rest.codec import RestInferRequest, decode_infer
 from roost.server.rest.codec_json import SLICE_ELEMENTS, SourceText, join_arrays, pack_elements, slices
-from roost.server.rest.codec_outputs import decode_outputs
+from roost.server.rest.codec_outputs import REGION, REGION_KEYS, decode_outputs, region_slice
 from roost.server.rest.codec_parameters import request_parameters, set_timeout
 
 STRUCT_CODES = dict(
@@ -31,7 +31,6 @@ STRUCT_CODES = dict(
 )
 _KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
 _NO_PARAMETERS: Parameters = {}
-_NO_REGIONS: Mapping[str, RegionSlice] = {}
 # What plain code meets when a document is not plain, or is wrong.
 _NOT_PLAIN = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error, InvalidArgument)
 
@@ -87,7 +86,8 @@ def decode_plain(
         if u_count == 2:
             at = text.find(b"u", at + 1)
         has_none = (text.find(b"u", at + 1) < 0 and text.find(b"l") < 0) or _has_no_booleans(text, document)
-        inputs = _inputs(items, binary, has_none)
+        regions: dict[str, RegionSlice] = {}
+        inputs = _inputs(items, binary, has_none, regions)
     except _NOT_PLAIN:
         return None
     if inputs is None:
@@ -101,7 +101,7 @@ def decode_plain(
         id_,
         parameters,
         DEFAULT_NAMESPACE,
-        _NO_REGIONS,
+        regions,
         in_binary,
     )
 
@@ -145,7 +145,10 @@ def _strings(value: object) -> str:
     return "true" if value is True else "false" if value is False else ""
 
 
-def _inputs(items: list[Any], binary: memoryview, has_no_booleans: bool) -> list[Tensor] | None:
+def _inputs(
+    items: list[Any], binary: memoryview, has_no_booleans: bool, regions: dict[str, RegionSlice]
+) -> list[Tensor] | None:
+    """The inputs; where those in shared memory are goes into ``regions``."""
     tensors: list[Tensor] = []
     names: set[str] = set()
     position = 0
@@ -169,11 +172,19 @@ def _inputs(items: list[Any], binary: memoryview, has_no_booleans: bool) -> list
                 data = pack_elements(name, datatype, shape, count, data)
         else:
             parameters = item["parameters"]
-            size = parameters["binary_data_size"]
-            if len(parameters) != 1 or type(size) is not int or size < 0 or count > MAX_ELEMENTS:
+            if count > MAX_ELEMENTS:
                 return None
-            data = binary[position : position + size]
-            position += size
+            if REGION in parameters:
+                if not parameters.keys() <= REGION_KEYS:
+                    return None
+                regions[name] = region_slice(parameters, name)
+                data = b""
+            else:
+                size = parameters["binary_data_size"]
+                if len(parameters) != 1 or type(size) is not int or size < 0:
+                    return None
+                data = binary[position : position + size]
+                position += size
         names.add(name)
         tensors.append(Tensor(name, datatype.name, shape, data, _NO_PARAMETERS))
     if position != len(binary) or len(names) != len(tensors) or type(items) is not list:
