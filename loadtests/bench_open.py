@@ -36,7 +36,7 @@ SIMPLE = "simple"
 SIMPLE_LIMIT_S = 0.020
 LIMIT_OF_ONE_ROW = 5.0
 SERVERS = ("roost", "triton", "mosec")
-FULL = Search(growth=1.6, precision=0.05, most_runs=10)
+FULL = Search(growth=1.6, precision=0.1, most_runs=6, confirmations=1)
 AGAIN = Search(growth=1.12, precision=0.04, most_runs=6, confirmations=1)
 _SIMPLE_START_PER_S = 2000.0
 _WORK_START = 0.5

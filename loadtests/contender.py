@@ -32,13 +32,13 @@ class Objective:
         limit_s: Within which time it must come.
         seconds: How long a run takes, if that gives enough requests.
         connections: How many the generator has: more than requests are under way if they are answered within the limit.
-        enough_requests: How many a run should have; at 600 six may be late at the knee.
+        enough_requests: How many a run should have; at 400 four may be late at the knee.
     """
 
     limit_s: float
     seconds: float
     connections: int = 1024
-    enough_requests: int = 600
+    enough_requests: int = 400
 
     def run_s(self, rate_per_s: float) -> float:
         """How long a run takes at a rate."""

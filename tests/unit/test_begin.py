@@ -220,7 +220,7 @@ async def test_tensors_in_regions_take_the_same_way(tmp_path: Path) -> None:
         at.on.answer_all()
         answer, too_small = at.outcomes
         assert isinstance(answer, InferResponse)
-        assert (answer.in_regions, bytes(answer.outputs[0].data)) == ({"y"}, b"")
+        assert (set(answer.in_regions), bytes(answer.outputs[0].data)) == ({"y"}, b"")
         assert (tmp_path / "object").read_bytes() == b"abcdbc" + bytes(2)
         assert isinstance(too_small, RegionTooSmall)
         dropped = at.plane.begin(in_region(part, part), at.outcomes.append)
