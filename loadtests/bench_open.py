@@ -1,8 +1,8 @@
 """How much a server carries when requests come as they come: knees, overload and refusals, open loop.
 
 The knee is the highest Poisson rate at which 99 % of the requests are answered rightly within the limit (5 x t(1) of a
-model that works, 20 ms for ``simple``). It is looked for once in full, then again around the last one in every round,
-server after server, so that ratios compare neighbouring minutes; each round ends with a run at twice the knee::
+model that works, 20 ms for ``simple``). In every round all servers get the same rising rates in turn, so that ratios
+compare neighbouring seconds; each round ends with a run at twice the knee::
 
     make bench-open
     python -m loadtests.bench_open --quick --models simple --servers roost
@@ -25,7 +25,7 @@ from loadtests.bench_report import gates_table, machine, machine_text
 from loadtests.bench_requests import WrongAnswer
 from loadtests.bench_servers import Server, end_in_order
 from loadtests.contender import Contender, Objective
-from loadtests.knee import Search
+from loadtests.knee import Curve, rates
 from loadtests.models import BenchModel, write_models
 from loadtests.open_loop import NoGenerator, generator
 from loadtests.open_report import OURS, ModelResult, Series, as_document, results_table
@@ -36,33 +36,33 @@ SIMPLE = "simple"
 SIMPLE_LIMIT_S = 0.020
 LIMIT_OF_ONE_ROW = 5.0
 SERVERS = ("roost", "triton", "mosec")
-FULL = Search(growth=1.6, precision=0.1, most_runs=6, confirmations=1)
-AGAIN = Search(growth=1.12, precision=0.04, most_runs=6, confirmations=1)
-_SIMPLE_START_PER_S = 2000.0
-_WORK_START = 0.5
+GROWTH = 1.25
+HIGHEST = 30.0
+_SIMPLE_FROM_PER_S = 2000.0
+_WORK_FROM = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, the time in which its answers must come, and where to look for knees first."""
+    """A model, the time in which its answers must come, and the lowest rate that servers are asked at."""
 
     model: BenchModel
     is_work: bool
     limit_s: float
-    start_per_s: float
+    lowest_per_s: float
 
 
 def subjects(folder: Path, names: Sequence[str]) -> Iterator[Subject]:
     """Writes the models; what those that work cost is measured here and now, and printed."""
     if not names or SIMPLE in names:
-        yield Subject(write_models(folder, [SIMPLE])[SIMPLE], False, SIMPLE_LIMIT_S, _SIMPLE_START_PER_S)
+        yield Subject(write_models(folder, [SIMPLE])[SIMPLE], False, SIMPLE_LIMIT_S, _SIMPLE_FROM_PER_S)
     if names and set(names) <= {SIMPLE}:
         return
     for work in write_work_models(folder):
         if not names or work.model.name in names:
             print(work.text(), flush=True)
             limit_s = LIMIT_OF_ONE_ROW * work.one_row_s
-            yield Subject(work.model, True, limit_s, _WORK_START / work.one_row_s)
+            yield Subject(work.model, True, limit_s, _WORK_FROM / work.one_row_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,40 +84,46 @@ def measure(subject: Subject, servers: Sequence[Server], effort: Effort) -> Mode
     asked = questions(subject.model, objective.timeout_s)
     result = ModelResult(subject.model.name, subject.is_work, subject.limit_s)
     contenders = [Contender(server, asked, objective) for server in servers]
-    last_per_s: dict[str, float] = {}
     for contender in contenders:
-        name = contender.server.name
         contender.prepare()
-        last_per_s[name] = contender.knee(subject.start_per_s, FULL) or subject.start_per_s
-        result.servers[name] = Series()
-        print(f"{subject.model.name}, {name}: about {last_per_s[name]:.0f}/s", flush=True)
+        result.servers[contender.server.name] = Series()
     for number in range(effort.rounds):
         if number and time.monotonic() > effort.give_up:
             print(f"{subject.model.name}: the time is up after {number} rounds", file=sys.stderr)
             break
+        for name, curve in _climb(subject, contenders).items():
+            result.servers[name].curves.append(curve)
+            shares = ", ".join(f"{rate:.0f}/s {100 * share:.1f} %" for rate, share in curve.points)
+            print(f"{subject.model.name}, round {number + 1}, {name}: {shares}", flush=True)
         for contender in contenders:
-            name = contender.server.name
-            last_per_s[name] = _round(contender, result.servers[name], last_per_s[name])
-            print(f"round {number + 1}, {name}: about {last_per_s[name]:.0f}/s", flush=True)
+            _overload(contender, result.servers[contender.server.name], subject.lowest_per_s)
     return result
 
 
-def _round(contender: Contender, series: Series, last_per_s: float) -> float:
-    """One server's part of a round; returns its knee, or the last one if there is none."""
-    knee_per_s = contender.knee(last_per_s, AGAIN)
-    series.knees_per_s.append(knee_per_s)
-    last_per_s = knee_per_s or last_per_s
-    series.overloads.append(contender.overload(last_per_s))
+def _climb(subject: Subject, contenders: Sequence[Contender]) -> dict[str, Curve]:
+    """Asks all servers at one rate, then at the next, until they do not carry it."""
+    curves = {contender.server.name: Curve() for contender in contenders}
+    for rate_per_s in rates(subject.lowest_per_s, HIGHEST * subject.lowest_per_s, GROWTH):
+        for contender in contenders:
+            curve = curves[contender.server.name]
+            if not curve.is_over:
+                curve.add(rate_per_s, contender.measure(rate_per_s).tally.share_in_time)
+    return curves
+
+
+def _overload(contender: Contender, series: Series, lowest_per_s: float) -> None:
+    """What one server does at twice its knee of this round."""
+    knee_per_s = series.curves[-1].knee_per_s() or lowest_per_s
+    series.overloads.append(contender.overload(knee_per_s))
     if contender.server.name.startswith(OURS):
-        series.hopeless.append(contender.hopeless(last_per_s))
+        series.hopeless.append(contender.hopeless(knee_per_s))
     series.invalid_runs = contender.invalid_runs
-    return last_per_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints the tables; 1 if a server answered wrongly or in a way that the generator does not know."""
     arguments = _arguments(argv)
-    rounds = arguments.rounds or (1 if arguments.quick else 5)
+    rounds = arguments.rounds or (1 if arguments.quick else 3)
     seconds = arguments.seconds or (2.0 if arguments.quick else 4.0)
     effort = Effort(rounds, seconds, time.monotonic() + arguments.limit)
     generator()  # says now what is missing
@@ -156,7 +162,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of short runs, for a first look")
     parser.add_argument("--models", nargs="+", default=(), metavar="NAME", help="simple, work-0.2, work-1, work-4")
     parser.add_argument("--servers", nargs="+", default=SERVERS, metavar="NAME", help=" ".join(SERVERS))
-    parser.add_argument("--rounds", type=int, metavar="N", help="default 5, quick 1")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default 3, quick 1")
     parser.add_argument("--seconds", type=float, metavar="S", help="length of a run (default 4, quick 2)")
     parser.add_argument(
         "--limit", type=float, default=7200.0, metavar="S", help="no further round after (default 7200 s)"

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 
 from loadtests.bench_requests import WrongAnswer, ask, build
 from loadtests.bench_servers import Server
-from loadtests.knee import Search, find_knee
+from loadtests.knee import GOOD_SHARE
 from loadtests.open_loop import Schedule, Tally, Target, run
 from loadtests.open_requests import Questions, questions
 
-SHARE_IN_TIME = 0.99
 OVERLOAD = 2.0
 _TIMEOUT_SHARE = 0.9
 _LATE_SHARE_OF_LIMIT = 0.1
-_TRIES = 3
+_TRIES = 2
 _LONGEST = 4
 _CALM_S = 15.0
 _FIRST_ANSWER_S = 60.0
@@ -92,7 +91,7 @@ class Overload:
 
         A run at the knee that is worse than knees are by definition does not count in the server's favour.
         """
-        return self.over.tally.goodput_per_s / max(self.knee.tally.goodput_per_s, SHARE_IN_TIME * self.knee.rate_per_s)
+        return self.over.tally.goodput_per_s / max(self.knee.tally.goodput_per_s, GOOD_SHARE * self.knee.rate_per_s)
 
     @property
     def refusal_cpu_s(self) -> float:
@@ -158,20 +157,12 @@ class Contender:
             tally = outcome.tally(asked.is_right, limit_s, self.objective.most_late_s)
             generator_cores = outcome.generator_cpu_s / run_s
             measured = Measured(rate_per_s, tally, cpu_s, len(outcome.records), generator_cores)
-            if tally.is_valid or tally.share_in_time >= SHARE_IN_TIME:
+            if tally.is_valid or tally.share_in_time >= GOOD_SHARE:
                 break
             self.invalid_runs += 1
         if measured.tally.wrong:
             raise WrongAnswer(f"{self.server.name} gave {measured.tally.wrong} wrong answers for {asked.model.name}")
         return measured
-
-    def is_good(self, rate_per_s: float) -> bool:
-        """Whether the server carries a rate."""
-        return self.measure(rate_per_s).tally.share_in_time >= SHARE_IN_TIME
-
-    def knee(self, start_per_s: float, search: Search | None = None) -> float:
-        """The highest rate that the server carries, 0 if it carries none."""
-        return find_knee(self.is_good, start_per_s, search)
 
     def overload(self, knee_per_s: float) -> Overload:
         """What is left of the server's goodput at twice its knee."""

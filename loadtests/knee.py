@@ -1,79 +1,51 @@
-"""The knee of a load curve: the highest rate that a server still carries well, found by bisection, then confirmed."""
+"""The knee of a load curve: the highest rate that a server still carries well, read off runs at rising rates. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-IsGood = Callable[[float], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """How a knee is looked for.
-
-    Attributes:
-        growth: By which factor rates grow or shrink until one is good and the next is not.
-        precision: How far the answer may be below a rate that failed, as a share of it.
-        most_runs: How many runs the search may take, those that confirm not counted.
-        confirmations: How many further runs at the rate that was found; most of them must be good.
-        lowest_per_s: Where the search gives up.
-    """
-
-    growth: float = 1.6
-    precision: float = 0.05
-    most_runs: int = 16
-    confirmations: int = 3
-    lowest_per_s: float = 1.0
+GOOD_SHARE = 0.99
+_LOST_SHARE = 0.9
+_LOST_RUNS = 2
 
 
-def find_knee(is_good: IsGood, start_per_s: float, search: Search | None = None) -> float:
-    """The highest rate that is good and confirmed, 0 if none is.
+@dataclass(slots=True)
+class Curve:
+    """Which share of its requests a server answers rightly and in time, at rising rates."""
 
-    Whether a rate is good is a matter of chance near the knee, so a rate that bisection has found must be good again in
-    most of some further runs; if it is not, the next lower one is tried.
+    points: list[tuple[float, float]] = field(default_factory=list)
 
-    Args:
-        is_good: Makes a run at a rate.
-        start_per_s: Where to begin, such as an earlier result.
-        search: How to look.
-    """
-    search = search or Search()
-    low, high = _bracket(is_good, start_per_s, search)
-    runs = 0
-    while high - low > search.precision * high and runs < search.most_runs and high > search.lowest_per_s:
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_good(middle) else (low, middle)
-        runs += 1
-    for _ in range(search.most_runs):
-        if low < search.lowest_per_s:
-            return 0.0
-        if confirmed(is_good, low, search.confirmations):
-            return low
-        low *= 1 - search.precision
-    return 0.0
+    def add(self, rate_per_s: float, share_in_time: float) -> None:
+        """Takes in a run at a higher rate than those before."""
+        self.points.append((rate_per_s, share_in_time))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether higher rates will not be carried either: several in a row were far from it."""
+        last = self.points[-_LOST_RUNS:]
+        return len(last) == _LOST_RUNS and all(share < _LOST_SHARE for _, share in last)
 
-def confirmed(is_good: IsGood, rate_per_s: float, rounds: int) -> bool:
-    """Whether a rate is good in most of some rounds; stops as soon as that is decided."""
-    good = bad = 0
-    while max(good, bad) * 2 <= rounds and good + bad < rounds:
-        if is_good(rate_per_s):
-            good += 1
-        else:
-            bad += 1
-    return good >= bad
+    def knee_per_s(self) -> float:
+        """The highest rate at which 99 % are in time, 0 if there is none.
+
+        Between the last rate that was good and the next one it is where a line between both crosses 99 %, so that how
+        far rates are apart matters little.
+        """
+        knee = 0.0
+        for index, (rate, share) in enumerate(self.points):
+            if share < GOOD_SHARE:
+                continue
+            knee = rate
+            if index + 1 < len(self.points):
+                next_rate, next_share = self.points[index + 1]
+                if next_share < GOOD_SHARE:
+                    knee += (next_rate - rate) * (share - GOOD_SHARE) / (share - next_share)
+        return knee
 
 
-def _bracket(is_good: IsGood, start_per_s: float, search: Search) -> tuple[float, float]:
-    """A good rate (or 0) and a bad one, a step apart."""
-    rate, runs = start_per_s, 0
-    if is_good(rate):
-        while runs < search.most_runs and is_good(rate * search.growth):
-            rate, runs = rate * search.growth, runs + 1
-        return rate, rate * search.growth
-    while runs < search.most_runs and rate / search.growth >= search.lowest_per_s:
-        rate, runs = rate / search.growth, runs + 1
-        if is_good(rate):
-            return rate, rate * search.growth
-    return 0.0, rate
+def rates(lowest_per_s: float, highest_per_s: float, growth: float) -> Iterator[float]:
+    """Rising rates, each ``growth`` times the one before."""
+    for step in range(1 + math.floor(math.log(highest_per_s / lowest_per_s, growth) + 1e-9)):
+        yield lowest_per_s * growth**step

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from loadtests.bench_report import table
 from loadtests.bench_stats import Spread, Verdict, spread
 from loadtests.contender import Measured, Overload
+from loadtests.knee import Curve
 
 OURS = "roost"
 REFUSAL_S = 0.020
@@ -20,12 +21,17 @@ LEAD = 1.05
 
 @dataclass(slots=True)
 class Series:
-    """One server's rounds: its knee, what it does at twice that, and a run that is refused as a whole."""
+    """One server's rounds: its curve, what it does at twice its knee, and a run that is refused as a whole."""
 
-    knees_per_s: list[float] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     overloads: list[Overload] = field(default_factory=list)
     hopeless: list[Measured] = field(default_factory=list)
     invalid_runs: int = 0
+
+    @property
+    def knees_per_s(self) -> list[float]:
+        """The knee of each round."""
+        return [curve.knee_per_s() for curve in self.curves]
 
 
 @dataclass(slots=True)
@@ -130,6 +136,7 @@ def as_document(results: Sequence[ModelResult]) -> Mapping[str, object]:
             "limit_s": result.limit_s,
             "servers": {
                 name: {
+                    "curves": [curve.points for curve in series.curves],
                     "knees_per_s": series.knees_per_s,
                     "kept": [overload.kept for overload in series.overloads],
                     "refusal_p99_s": [overload.over.tally.refusal_p99_s for overload in series.overloads],

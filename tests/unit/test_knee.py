@@ -1,60 +1,53 @@
-"""Finding the knee of a load curve."""
+"""Reading the knee off a load curve."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.knee import Search, confirmed, find_knee
+from loadtests.knee import Curve, rates
 
 
-@given(st.floats(2.0, 1e5), st.floats(1.0, 1e5))
-def test_the_knee_of_a_steady_server_is_found_from_anywhere(capacity: float, start: float) -> None:
-    runs: list[float] = []
-
-    def is_good(rate: float) -> bool:
-        runs.append(rate)
-        return rate <= capacity
-
-    search = Search(most_runs=40)
-    found = find_knee(is_good, start, search)
-    assert capacity * (1 - 2 * search.precision) <= found <= capacity
-    assert len(runs) <= 40 + 40 + search.confirmations
-
-
-def test_a_server_that_does_nothing_well_has_no_knee() -> None:
-    runs = 0
-
-    def is_good(rate: float) -> bool:
-        nonlocal runs
-        runs += 1
-        return False
-
-    assert find_knee(is_good, 1000.0) == 0.0
-    assert runs < 40
-
-
-def test_a_lucky_run_does_not_raise_the_knee() -> None:
-    """A rate above the knee is good now and then; what bisection makes of that is not confirmed."""
-    chance = random.Random(3)
-    found = [find_knee(lambda rate: rate <= 100 or (rate <= 200 and chance.random() < 0.1), 90.0) for _ in range(50)]
-    assert sum(rate > 110 for rate in found) <= 5
-    assert min(found) > 80
+def curve(*points: tuple[float, float]) -> Curve:
+    drawn = Curve()
+    for rate, share in points:
+        drawn.add(rate, share)
+    return drawn
 
 
 @pytest.mark.parametrize(
-    ("results", "expected", "runs"),
+    ("points", "knee"),
     [
-        ([True, True], True, 2),
-        ([False, False], False, 2),
-        ([True, False, True], True, 3),
-        ([True, False, False], False, 3),
+        ([], 0.0),
+        ([(10, 0.5)], 0.0),
+        ([(10, 1.0)], 10.0),
+        ([(10, 1.0), (20, 0.98)], 15.0),
+        ([(10, 0.99), (20, 0.0)], 10.0),
+        ([(10, 1.0), (20, 0.985), (30, 1.0), (40, 0.97)], 30 + 10 / 3),  # one unlucky run below does not count
+        ([(10, 0.98), (20, 0.97)], 0.0),
     ],
 )
-def test_confirmation_takes_no_more_runs_than_it_needs(results: list[bool], expected: bool, runs: int) -> None:
-    left = iter(results)
-    assert confirmed(lambda rate: next(left), 1.0, 3) is expected
-    assert len(results) - len(list(left)) == runs
+def test_the_knee_is_where_the_curve_crosses_99_percent(points: list[tuple[float, float]], knee: float) -> None:
+    assert curve(*points).knee_per_s() == pytest.approx(knee)
+
+
+@given(st.floats(50.0, 900.0))
+def test_the_knee_of_a_server_that_breaks_down_is_found_from_rates_that_are_far_apart(capacity: float) -> None:
+    drawn = Curve()
+    for rate in rates(10.0, 10_000.0, 1.25):
+        drawn.add(rate, min(1.0, capacity / rate))
+        if drawn.is_over:
+            break
+    assert capacity / 1.25 <= drawn.knee_per_s() <= 1.02 * capacity
+    assert drawn.points[-1][0] < 2 * capacity
+
+
+def test_climbing_goes_on_after_one_bad_run() -> None:
+    assert not curve((10, 0.5)).is_over
+    assert not curve((10, 0.5), (20, 0.95)).is_over
+    assert curve((10, 1.0), (20, 0.89), (30, 0.5)).is_over
+
+
+def test_rates_rise_to_the_highest() -> None:
+    assert list(rates(1.0, 8.0, 2.0)) == [1.0, 2.0, 4.0, 8.0]
