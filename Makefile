@@ -29,7 +29,7 @@ SIMULATOR_STAMP := .venv/.installed-simulator
 # The lines of pip's output that show something is moving.
 PROGRESS := sed -un -e 's/^ *Downloading \([^ ]*\) (\(.* [MG]B\))$$/  \1  \2/p' -e 's/^Installing collected.*/  installing.../p'
 
-.PHONY: help install run test fuzz lint type proto bench bench-many bench-open bench-shm bench-memory bench-prepared bench-steps simulate locust
+.PHONY: help install run test fuzz lint type proto bench bench-many bench-open bench-shm bench-memory bench-mesh bench-prepared bench-steps simulate locust
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -77,6 +77,9 @@ bench-shm: $(TEST_STAMP) ## a large tensor through a client's shared memory
 
 bench-memory: $(TEST_STAMP) ## what a million requests leave behind
 	$(BIN)/python -m loadtests.memory_growth $(ARGS)
+
+bench-mesh: $(TEST_STAMP) ## all gates of the mesh: many models, churn, loads, kills, policies (ARGS=--help: options)
+	$(BIN)/python -m loadtests.bench_mesh $(ARGS)
 
 bench-prepared: $(TEST_STAMP) ## load time and memory of models with and without prepared copies (ARGS=--rounds N)
 	$(BIN)/python -m loadtests.prepared $(ARGS)

@@ -41,6 +41,8 @@ class Spread:
 
     def text(self, digits: int = 2) -> str:
         """For a table."""
+        if self.low == self.high:
+            return f"{self.median:.{digits}f}"
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from roost.core.tensors import Tensor, from_array, to_array
 from roost.core.units import format_bytes
-from roost.router.revision import BASE_BYTES, BYTES_PER_ARTIFACT_BYTE
+from roost.router.sizes import estimated_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # as a script, only this folder is there
@@ -252,7 +252,7 @@ def run(scenario: Scenario, folder: Path) -> Report:
         target = folder / "models" / name_of(number) / "1" / "model.onnx"
         target.parent.mkdir(parents=True)
         target.symlink_to(source)
-    budget_bytes = scenario.fits * (BASE_BYTES + BYTES_PER_ARTIFACT_BYTE * source.stat().st_size)
+    budget_bytes = scenario.fits * estimated_bytes(source.stat().st_size)
     flags = ("--workers", str(scenario.workers), "--memory-budget", str(budget_bytes), "--log-level", "warning")
     with started(folder / "models", folder / "run", *flags) as server:
         report = Report(scenario, budget_bytes, server.private_bytes())

@@ -1,12 +1,13 @@
 /* Sends HTTP/1.1 requests at given times, whatever the server does meanwhile, and records what became of each.
  *
- *   open_loop HOST PORT CONNECTIONS GIVE_UP_MS GRACE_MS DUE RECORDS ANSWERS REQUEST...
+ *   open_loop HOST PORT CONNECTIONS GIVE_UP_MS GRACE_MS DUE PICKS REQUESTS RECORDS ANSWERS
  *
- * DUE: times as native u64, nanoseconds after the start, ascending; request i is sent at DUE[i] and has the bytes of the
- * file REQUEST[i % count]. A request that finds every connection busy waits for one, and its latency counts from DUE;
- * after GIVE_UP_MS it is not sent any more.
- * RECORDS: one struct record for each request. ANSWERS: each different body with status 200, once: native u32 number of
- * the REQUEST that it answers, u32 length, bytes. What an answer is worth, the caller judges.
+ * DUE: times as native u64, nanoseconds after the start, ascending. REQUESTS: each a native u32 length and its bytes.
+ * PICKS: native u32; what is sent at DUE[i] is REQUESTS[PICKS[i]]. A request that finds every connection busy waits for
+ * one, and its latency counts from DUE; after GIVE_UP_MS it is not sent any more.
+ * RECORDS: one struct record for each time. ANSWERS: each different body with status 200, once: native u32 number in
+ * REQUESTS of what it answers, u32 length, bytes. What an answer is worth, the caller judges. The output is when it
+ * started: nanoseconds of the monotonic clock.
  *
  * One thread, no allocation for a request, two system calls for each: it shares a small machine with the server.
  * Answers must have a Content-Length.
@@ -14,9 +15,9 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST_ANSWERS = 4096, SLOTS = 2 * MOST_ANSWERS, EVENTS = 256, READ_BYTES = 4096 };
+enum { MOST_ANSWERS = 65536, SLOTS = 2 * MOST_ANSWERS, EVENTS = 256, READ_BYTES = 4096 };
 static const uint32_t NO_ANSWER = UINT32_MAX;
 
 struct record {
@@ -57,7 +58,7 @@ struct connection {
 
 static struct sockaddr_in server;
 static struct blob *requests;
-static uint32_t request_count;
+static uint32_t request_count, *picks;
 static struct record *records;
 static size_t record_count, next_due, next_unsent, finished;
 static struct connection **idle;
@@ -99,6 +100,21 @@ static struct blob read_file(const char *path)
     check(fread(blob.bytes, 1, blob.length, file) == blob.length, path);
     fclose(file);
     return blob;
+}
+
+static void read_requests(const char *path)
+{
+    struct blob file = read_file(path);
+    uint32_t length;
+    for (size_t at = 0; at < file.length; at += sizeof length + length, request_count++)
+        memcpy(&length, file.bytes + at, sizeof length);
+    requests = allocate(request_count, sizeof *requests);
+    char *at = file.bytes;
+    for (uint32_t i = 0; i < request_count; at += length, i++) {
+        memcpy(&length, at, sizeof length);
+        at += sizeof length;
+        requests[i] = (struct blob){at, length};
+    }
 }
 
 static void open_connection(struct connection *connection, int flags)
@@ -148,7 +164,7 @@ static void send_request(struct connection *connection, size_t index)
     if (connection->fd < 0)
         open_connection(connection, SOCK_NONBLOCK);
     connection->request = (int64_t)index;
-    connection->unsent = requests[index % request_count];
+    connection->unsent = requests[picks[index]];
     records[index].sent_ns = now_ns();
     send_rest(connection);
 }
@@ -175,7 +191,7 @@ static void finish(struct connection *connection, uint32_t status, const char *b
         struct record *record = &records[connection->request];
         record->done_ns = now_ns();
         if ((record->status = status) == 200)
-            record->answer = answer_of(body, length, (uint32_t)(connection->request % request_count));
+            record->answer = answer_of(body, length, picks[connection->request]);
         idle[idle_count++] = connection;
         finished++;
     }
@@ -268,20 +284,20 @@ static void write_results(const char *record_path, const char *answer_path)
 
 int main(int count, char **words)
 {
-    check(count >= 10, "HOST PORT CONNECTIONS GIVE_UP_MS GRACE_MS DUE RECORDS ANSWERS REQUEST...");
+    check(count == 11, "HOST PORT CONNECTIONS GIVE_UP_MS GRACE_MS DUE PICKS REQUESTS RECORDS ANSWERS");
     server = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(words[2]))};
     check(inet_aton(words[1], &server.sin_addr), words[1]);
-    struct blob due = read_file(words[6]);
+    struct blob due = read_file(words[6]), picked = read_file(words[7]);
+    read_requests(words[8]);
+    picks = (uint32_t *)(void *)picked.bytes;
     record_count = due.length / sizeof(uint64_t);
     records = allocate(record_count, sizeof *records);
+    check(picked.length == record_count * sizeof *picks, words[7]);
     for (size_t i = 0; i < record_count; i++) {
         memcpy(&records[i].due_ns, due.bytes + i * sizeof(uint64_t), sizeof(uint64_t));
         records[i].answer = NO_ANSWER;
+        check(picks[i] < request_count, words[7]);
     }
-    request_count = (uint32_t)(count - 9);
-    requests = allocate(request_count, sizeof *requests);
-    for (uint32_t i = 0; i < request_count; i++)
-        requests[i] = read_file(words[9 + i]);
     prctl(PR_SET_TIMERSLACK, 1);         /* else waits end up to 50 us late */
     setpriority(PRIO_PROCESS, 0, -10); /* as if it had a machine of its own; who may not, sees it in the lag */
     epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -295,5 +311,6 @@ int main(int count, char **words)
     }
     give_up_ns = strtoull(words[4], NULL, 10) * 1000000u;
     run(strtoull(words[5], NULL, 10) * 1000000u);
-    write_results(words[7], words[8]);
+    write_results(words[9], words[10]);
+    printf("%" PRIu64 "\n", start_ns);
 }

@@ -43,6 +43,7 @@ RECORD = np.dtype(
 
 Records = np.ndarray[Any, np.dtype[Any]]
 IsRight = Callable[[int, bytes], bool]
+Picks = npt.NDArray[np.uint32]
 
 
 class NoGenerator(RuntimeError):
@@ -85,7 +86,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go, and their bytes: heads and bodies, sent in turn."""
+    """Where requests go, and their bytes: heads and bodies."""
 
     host: str
     port: int
@@ -148,12 +149,14 @@ class Outcome:
         records: One for each request.
         answers: The different ones, with the number of the request that they are to.
         generator_cpu_s: What it has used itself, of cores that it shares with the server.
+        begun_ns: When the schedule began, by the monotonic clock.
     """
 
     schedule: Schedule
     records: Records
     answers: Sequence[tuple[int, bytes]]
     generator_cpu_s: float = 0.0
+    begun_ns: int = 0
 
     def tally(self, is_right: IsRight, limit_s: float, most_late_s: float) -> Tally:
         """Judges a run.
@@ -229,8 +232,13 @@ def generator() -> Path:
     return program
 
 
-def run(target: Target, schedule: Schedule) -> Outcome:
+def run(target: Target, schedule: Schedule, picks: Picks | None = None) -> Outcome:
     """Sends requests to the target as the schedule says and waits for the end.
+
+    Args:
+        target: Where they go.
+        schedule: When.
+        picks: The number in ``target.requests`` of what is sent each time; without it they are sent in turn.
 
     Raises:
         NoGenerator: It cannot be compiled, or it failed; the message says why.
@@ -239,22 +247,30 @@ def run(target: Target, schedule: Schedule) -> Outcome:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     program = generator()
     with tempfile.TemporaryDirectory(prefix="roost-open-loop-") as name:
-        folder = Path(name)
-        due, records, answers = folder / "due", folder / "records", folder / "answers"
-        due.write_bytes(schedule.due_ns().tobytes())
-        requests = [folder / f"request-{number}" for number in range(len(target.requests))]
-        for path, content in zip(requests, target.requests, strict=True):
-            path.write_bytes(content)
+        files = [Path(name, part) for part in ("due", "picks", "requests", "records", "answers")]
+        _write_orders(files, target, schedule, picks)
         times_ms = [round(seconds * 1000) for seconds in (schedule.give_up_s, schedule.grace_s)]
-        words = [target.host, target.port, schedule.connections, *times_ms, due, records, answers]
-        line = [str(program), *map(str, [*words, *requests])]
+        words = [target.host, target.port, schedule.connections, *times_ms, *files]
+        line = [str(program), *map(str, words)]
         limit_s = schedule.duration_s * 2 + schedule.grace_s + 30
         cpu_s = _children_cpu_s()
         ended = subprocess.run(line, capture_output=True, text=True, timeout=limit_s, check=False)
         cpu_s = _children_cpu_s() - cpu_s
         if ended.returncode:
             raise NoGenerator(ended.stderr.strip() or f"the generator ended with {ended.returncode}")
-        return Outcome(schedule, np.fromfile(records, RECORD), read_answers(answers.read_bytes()), cpu_s)
+        *_, records, answers = files
+        answered = read_answers(answers.read_bytes())
+        return Outcome(schedule, np.fromfile(records, RECORD), answered, cpu_s, int(ended.stdout))
+
+
+def _write_orders(files: Sequence[Path], target: Target, schedule: Schedule, picks: Picks | None) -> None:
+    due_ns = schedule.due_ns()
+    if picks is None:
+        picks = np.arange(len(due_ns), dtype=np.uint32) % np.uint32(len(target.requests))
+    due, picked, requests, *_ = files
+    due.write_bytes(due_ns.tobytes())
+    picked.write_bytes(picks.tobytes())
+    requests.write_bytes(b"".join(struct.pack("=I", len(content)) + content for content in target.requests))
 
 
 def _children_cpu_s() -> float:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loadtests.bench_requests import WireRequest, build
 from loadtests.models import Arrays, BenchModel
@@ -39,12 +41,13 @@ class Questions:
         """Whether a body answers the request of that number."""
         try:
             outputs = {output["name"]: output for output in json.loads(body)["outputs"]}
-            return all(_agrees(outputs[name], right) for name, right in self.expected[number].items())
+            return all(agrees(outputs[name], right) for name, right in self.expected[number].items())
         except (ValueError, KeyError, TypeError):
             return False
 
 
-def _agrees(output: dict[str, object], right: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> bool:
+def agrees(output: dict[str, Any], right: npt.NDArray[Any]) -> bool:
+    """Whether an output in JSON is what it should be."""
     values = np.array(output["data"], right.dtype).reshape(right.shape)
     return output["shape"] == list(right.shape) and bool(
         np.allclose(values, right, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)

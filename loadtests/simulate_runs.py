@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from roost.core.figures import Figures
 from roost.router.eviction import EvictionPolicy
-from roost.router.placement import Evict, Ledger
+from roost.router.placement import Evict, Fits, Ledger, Limits
 
 from loadtests.simulate_traces import Floats, Ints, Trace
 
@@ -59,16 +60,15 @@ class Device:
 
     def load(self, model: int, now: float, *, older_than: float = np.inf) -> bool:
         """Makes room and loads; False if nothing may go for it."""
-        need_bytes = int(self.trace.sizes[model])
-        ledger = self.ledger
-        plan = ledger.plan(need_bytes, now, older_than=older_than)
+        need, ledger = Figures(int(self.trace.sizes[model])), self.ledger
+        plan = ledger.plan(need, now, older_than=older_than)
         if isinstance(plan, Evict):
             for instance in plan.idle:
                 self._evict(instance)
-        if ledger.used_bytes + need_bytes > ledger.budget_bytes:
+        elif not isinstance(plan, Fits):
             return False
         self.loads += 1
-        ledger.reserve(self.loads, model, need_bytes)
+        ledger.reserve(self.loads, model, need)
         ledger.loaded(self.loads, now, load_s=float(self.trace.load_s[model]))
         self.instances[model] = self.loads
         return True
@@ -100,7 +100,7 @@ def drive(trace: Trace, capacity_bytes: int, policy: EvictionPolicy, *, ahead: b
         policy: A new one.
         ahead: Whether what the policy expects to be asked for is loaded before.
     """
-    device = Device(trace, Ledger(capacity_bytes, policy), policy)
+    device = Device(trace, Ledger(Limits(capacity_bytes), policy), policy)
     outcome = Outcome()
     begin = int(len(trace.times) * WARM_UP)
     load_s = trace.load_s.tolist()

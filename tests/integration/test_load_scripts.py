@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from loadtests import client_shm
+from loadtests.bench_mesh_loads import loads
+from loadtests.bench_mesh_scale import Scale
 from loadtests.bench_servers import Roost
 from loadtests.contender import Contender, Objective
 from loadtests.models import write_models
@@ -41,3 +43,12 @@ def test_open_loop_against_the_server(tmp_path: Path) -> None:
     assert answered.tally.right == answered.tally.requests > 100
     assert refused.tally.refused == refused.tally.requests
     assert answered.cpu_s > 0
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc")), reason="there is no C compiler")
+def test_a_part_of_the_mesh_bench(tmp_path: Path) -> None:
+    found = loads(Scale(rounds=1, seconds=1.0), tmp_path)
+    print(found.text())
+    assert found.verdicts
+    assert all(verdict.measured for verdict in found.verdicts)
+    assert not found.troubles

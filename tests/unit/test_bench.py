@@ -92,7 +92,8 @@ def test_tables() -> None:
     assert table([("a", "b"), ("long", "1"), ("x", "")]) == "a     b\nlong  1\nx"
     verdict = judge(Gate("it", "c", "r", "p", 2.0), {"c": {"r": samples(3), "p": samples(2)}})
     assert "NOT MET" in gates_table([verdict])
-    assert "1.50 (1.50-1.50)" in gates_table([verdict])
+    assert gates_table([verdict]).endswith("1.50  NOT MET")
+    assert Spread(1.5, 1.0, 2.0).text() == "1.50 (1.00-2.00)"
 
 
 def test_every_gate_has_a_cell_with_both_servers() -> None:
