@@ -127,3 +127,9 @@ def write_dummy(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"inputs": inputs, "outputs": outputs, **behaviour}))
     return path
+
+
+def write_policy(model: Path, config: str = "", **policy: str | int | bool) -> None:
+    """Writes a model's ``config.pbtxt``: what its owner asks for as ``roost.*`` parameters, behind other lines."""
+    lines = [f'parameters {{ key: "roost.{key}" value {{ string_value: "{policy[key]}" }} }}' for key in policy]
+    (model / "config.pbtxt").write_text("\n".join([config, *lines, ""]))

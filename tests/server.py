@@ -50,6 +50,8 @@ def command(repository: Path, folder: Path, *flags: str) -> list[str]:
     line += ["--state-dir", str(folder / "state"), "--ready-file", str(folder / "ready.json"), "--enable-dummy"]
     if "--cache-dir" not in flags:  # what nobody asked for must not take time while others measure
         line += ["--cache-size", "0"]
+    if "--measure-models" not in flags:
+        line += ["--no-measure-models"]
     return [*line, *flags]
 
 

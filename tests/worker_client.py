@@ -32,11 +32,10 @@ from roost.core.frames import (
     unpack_header,
 )
 from roost.core.tensors import Buffer, Parameters, Tensor, from_array, to_array
+from roost.runtimes.memory import MALLOC_ENVIRONMENT
 from roost.runtimes.runs import READING_THREADS
 
 TIMEOUT_S = 60.0
-# As the router starts workers: malloc_trim leaves the tops of thread arenas alone, so large blocks must not be there.
-MALLOC = {"MALLOC_ARENA_MAX": "1"}
 ARENA_BYTES = 64 << 20
 
 
@@ -68,7 +67,7 @@ class WorkerClient:
                 pass_fds=[theirs.fileno(), descriptor],
                 stdin=subprocess.DEVNULL,
                 stderr=self._stderr,
-                env={**os.environ, **MALLOC},
+                env={**os.environ, **MALLOC_ENVIRONMENT},
             )
         self._requests = itertools.count(1)
         self._backlog: list[Frame] = []

@@ -51,7 +51,8 @@ async def test_status(server: TestServer, client: ClientSession) -> None:
         assert response.content_type == "application/json"
         body = orjson.loads(await response.read())
     assert body["workers"][0]["instances"][0]["model"] == "magika"
-    assert body["devices"] == [{"name": "cpu", "budget_bytes": 2**30, "used_bytes": 2**29, "reserved_bytes": 0}]
+    (device,) = body["devices"]
+    assert (device["name"], device["budget_bytes"], device["used_bytes"]) == ("cpu", 2**30, 2**29)
 
 
 class Gate:

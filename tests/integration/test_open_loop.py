@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from loadtests.open_loop import NoGenerator, Outcome, Schedule, Target, post, run
+from loadtests.open_loop import NoGenerator, Outcome, Picks, Schedule, Target, post, run
 
 pytestmark = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc")), reason="there is no C compiler")
 
@@ -49,12 +49,14 @@ async def serving(script: Script, delay_s: float = 0.0) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def generate(script: Script, *bodies: bytes, delay_s: float = 0.0, **schedule: float) -> Outcome:
+async def generate(
+    script: Script, *bodies: bytes, delay_s: float = 0.0, picks: Picks | None = None, **schedule: float
+) -> Outcome:
     async with serving(script, delay_s) as port:
         target = Target("127.0.0.1", port, [post("/x", body) for body in bodies or (b"a",)])
         values = {"rate_per_s": 400.0, "duration_s": 0.25, "connections": 8, "grace_s": 5.0, **schedule}
         values["connections"] = int(values["connections"])
-        return await asyncio.to_thread(run, target, Schedule(**values))  # type: ignore[arg-type]
+        return await asyncio.to_thread(run, target, Schedule(**values), picks)  # type: ignore[arg-type]
 
 
 async def test_requests_go_out_in_turn_and_each_has_its_answer() -> None:
@@ -66,6 +68,14 @@ async def test_requests_go_out_in_turn_and_each_has_its_answer() -> None:
     assert asked == [index % 3 for index in range(100)]
     assert (outcome.records["sent_ns"] >= outcome.records["due_ns"]).all()
     assert (outcome.records["done_ns"] > outcome.records["sent_ns"]).all()
+
+
+async def test_requests_may_be_picked() -> None:
+    picks = np.random.default_rng(0).integers(0, 3, 100).astype(np.uint32)
+    outcome = await generate(lambda _, body: answer(b"to " + body), b"a", b"b", b"c", picks=picks)
+    assert set(outcome.records["status"]) == {200}
+    assert [outcome.answers[index][0] for index in outcome.records["answer"]] == picks.tolist()
+    assert sorted(outcome.answers) == [(0, b"to a"), (1, b"to b"), (2, b"to c")]
 
 
 async def test_every_status_is_kept() -> None:

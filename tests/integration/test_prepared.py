@@ -15,6 +15,7 @@ import pytest
 from roost.core.errors import RoostError
 from roost.core.frames import FrameType
 from roost.core.tensors import Tensor, from_array, to_array
+from roost.router.sizes import LEAST_BYTES
 from roost.runtimes.onnx import OnnxRuntime
 from roost.runtimes.prepared.cache import Copy, CopyCache
 from roost.runtimes.prepared.identity import copy_key
@@ -214,6 +215,26 @@ class TestInAServer:
         with started(repository, tmp_path, *FLAGS, "--cache-dir", str(cache)) as server:
             assert infer(server, "one") == first
             assert server.metric("roost_prepared_loads_total") == 1
+
+    def test_several_models_in_several_workers_pay_for_one_file(self, repository: Path, tmp_path: Path) -> None:
+        shutil.copytree(repository / "one", repository / "two")
+        cache = tmp_path / "cache"
+        assert prepare(repository, cache).returncode == 0
+        (home,) = copies(cache)
+        copy = CopyCache(cache, LIMIT_BYTES).find(home.name)
+        assert copy is not None
+        assert copy.manifest.copy is not None
+        flags = (*FLAGS, "--load-model", "two", "--workers", "2", "--cache-dir", str(cache))
+        with started(repository, tmp_path, *flags) as server:
+            assert infer(server, "one") == infer(server, "two")
+            assert server.metric("roost_device_mapped_bytes") == copy.manifest.size_bytes
+            for worker in ("0", "1"):
+                mapped_bytes = server.metric("roost_worker_accounted_mapped_bytes", worker=worker)
+                assert mapped_bytes == copy.manifest.size_bytes
+                mappings = server.metric("roost_worker_accounted_mappings", worker=worker)
+                assert mappings == copy.manifest.copy.mappings
+            accounted_bytes = 2 * max(LEAST_BYTES, copy.manifest.copy.private_bytes)
+            assert server.metric("roost_resident_bytes") == accounted_bytes
 
     def test_a_cache_that_is_wiped_costs_nothing_but_time(self, repository: Path, tmp_path: Path) -> None:
         cache = tmp_path / "cache"

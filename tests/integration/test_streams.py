@@ -26,6 +26,7 @@ from roost.core.tensors import ParameterValue, Tensor, from_array, to_array, unp
 from roost.registry_client.repository import LocalRepository
 from roost.router.learned import Learned
 from roost.router.mesh import MeshSettings
+from roost.router.placement import Limits
 from roost.router.process import WorkerSpec
 from roost.router.router import Router, router
 from roost.router.store_sqlite import SqliteStore
@@ -67,7 +68,7 @@ async def routing(repository: Path, state: Path) -> AsyncIterator[Router]:
     )
     with closing(Learned(SqliteStore(state / "roost.sqlite"))) as learned:
         async with router([LocalRepository(repository)], learned, settings, Traffic(), explicit=False) as made:
-            made.set_budget(1 << 30)
+            made.set_limits(Limits(1 << 30))
             yield made
 
 

@@ -35,7 +35,7 @@ from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Model, Version
 from roost.router.pending import Pending
-from roost.router.placement import Ledger
+from roost.router.placement import Ledger, Limits
 from roost.router.process import WorkerProcess, WorkerSpec
 from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
@@ -58,6 +58,8 @@ class Call:
     type: FrameType
     payload: dict[str, Any]
     future: asyncio.Future[dict[str, Any]]
+    number: int | None = None
+    cancelled: bool = False
 
     @property
     def instance(self) -> int:
@@ -193,6 +195,9 @@ class FakeLink:
         for job in self._process.farm.jobs:
             if job.process is self._process and job.number == number:
                 job.cancelled = True
+        for call in self._process.farm.calls:
+            if call.process is self._process and call.number == number:
+                call.cancelled = True
 
     def send_credit(self, number: int, credit: Credit) -> None:
         for job in self._process.farm.jobs:
@@ -203,10 +208,10 @@ class FakeLink:
         await self._process.hung.wait()
         self._process.hung.clear()
 
-    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, type_: FrameType, payload: dict[str, Any], *, number: int | None = None) -> dict[str, Any]:
         if self.closed:
             raise LinkLost("the worker is gone")
-        call = Call(self._process, type_, payload, asyncio.get_running_loop().create_future())
+        call = Call(self._process, type_, payload, asyncio.get_running_loop().create_future(), number)
         self._process.take_call(call)
         try:
             return await call.future
@@ -229,6 +234,8 @@ class FakeProcess:
         self.loaded: dict[int, str] = {}
         self.begun: set[int] = set()
         self.hung = asyncio.Event()
+        self.stop_seen = asyncio.Event()
+        self.out_of_memory = False
         self._link = FakeLink(self)
         self._ending = False
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -242,6 +249,12 @@ class FakeProcess:
 
     async def wait(self) -> int:
         return await asyncio.shield(self._ended)
+
+    async def stopped(self) -> None:
+        await self.stop_seen.wait()
+
+    def ran_out_of_memory(self) -> bool:
+        return self.out_of_memory
 
     def end(self, code: int = 1) -> None:
         """The process ends; its link closes first, as the kernel does it, and its memory is free last."""
@@ -277,6 +290,10 @@ class FakeProcess:
 
     def take_call(self, call: Call) -> None:
         farm = self.farm
+        if call.type is FrameType.TRIM:
+            farm.on_trim(self)
+            call.future.set_result({})
+            return
         if call.type is FrameType.LOAD:
             loading = [other.model for other in farm.calls if other.type is FrameType.LOAD]
             assert call.model not in loading, f"{call.model} is loaded twice at once"
@@ -305,6 +322,7 @@ class Farm:
     Attributes:
         on_call: Does something with each LOAD and UNLOAD; by default they succeed at once.
         on_run: Likewise with each run; by default nothing, so that the test answers.
+        on_trim: Told of each worker that is to give memory back.
         calls: Loads and unloads that have no answer yet.
         jobs: Runs that have no answer yet.
         loads_done: Models in the order in which they were loaded.
@@ -322,6 +340,7 @@ class Farm:
         self.loads_done: list[str] = []
         self.on_call: Callable[[Call], None] = self.soon
         self.on_run: Callable[[Job], None] = lambda job: None
+        self.on_trim: Callable[[FakeProcess], None] = lambda process: None
         self.may_start = True
         self.death_takes_s = 0.0
         self.most_runs = 0
@@ -560,8 +579,8 @@ async def bed(
     budget: int = 100, *, workers: int = 1, slots: int = 1, may_start: bool = True, **changes: Any
 ) -> AsyncIterator[Bed]:
     """A running mesh; at the end nothing may be left, before the workers are stopped and after."""
-    ledger, stats, sizes = Ledger(budget), Stats(), dict[str, int]()
-    farm = Farm(sizes, lambda: ledger.budget_bytes)
+    ledger, stats, sizes = Ledger(Limits(budget)), Stats(), dict[str, int]()
+    farm = Farm(sizes, lambda: ledger.limits.private_bytes)
     farm.may_start = may_start
     catalog = Catalog([], Learned(MemoryStore()), InlineExecutor(), explicit=False)
     broken: list[str] = []

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from roost.core.figures import Figures
 from roost.router.activity import STALE_S, ActivitySampler
 from roost.router.activity_view import Activity, Order, Question
-from roost.router.placement import Ledger
+from roost.router.placement import Ledger, Limits
 from roost.router.states import Availability, InstanceState
 from roost.router.stats import Stats
 
@@ -32,7 +33,7 @@ class Mesh:
         ]
         self.versions: dict[str, Any] = {}
         self.names = ["a", "b", "c", "d"]
-        self.sampler = ActivitySampler(cast(Any, self), cast(Any, self), Ledger(100 * MIB), self.stats)
+        self.sampler = ActivitySampler(cast(Any, self), cast(Any, self), Ledger(Limits(100 * MIB)), self.stats)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,7 +57,7 @@ class Mesh:
     def hold(self, name: str, worker: int, state: InstanceState = InstanceState.READY, mib: int = 4) -> None:
         """A copy of it is on a worker."""
         revision = self.versions[name].revision
-        copy = SimpleNamespace(state=state, revision=revision, bytes=mib * MIB, leases=0)
+        copy = SimpleNamespace(state=state, revision=revision, figures=Figures(mib * MIB), leases=0)
         self.workers[worker].instances[len(self.workers[worker].instances)] = copy
 
     async def look(self, order: Order = Order.RATE, needle: str = "", top: int = 10) -> Activity:

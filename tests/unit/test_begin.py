@@ -24,6 +24,7 @@ from roost.core.errors import (
 from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
 from roost.core.tensors import Tensor
 from roost.router.control import Control
+from roost.router.forking import ForkServer
 from roost.router.inference import Inference
 from roost.router.preload import Preload
 from roost.router.proofs import Proofs
@@ -71,6 +72,7 @@ async def place(
             cast(Control, None),
             cast(Proofs, None),
             cast(Preload, None),
+            cast(ForkServer, None),
         )
         plane = RouterDataPlane(
             router,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import dataclass
 
@@ -47,3 +48,15 @@ def test_who_says_a_later_time_is_looked_at_at_the_earlier_one_all_the_same() ->
     assert deadlines.due(1.0) == [item]
     assert deadlines.due(5.0) == []
     assert deadlines.next_s() == math.inf
+
+
+def test_who_is_forgotten_is_not_looked_at_and_not_kept() -> None:
+    deadlines, item, other = Deadlines(), Item(), Item()
+    deadlines.watch(item, 1.0)
+    deadlines.watch(other, 1.0)
+    deadlines.forget(item)
+    deadlines.forget(Item())
+    assert not [held for held in gc.get_referrers(item) if isinstance(held, list)]
+    assert deadlines.due(2.0) == [other]
+    deadlines.watch(item, 3.0)
+    assert deadlines.due(3.0) == [item]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from roost.core.figures import Figures
 from roost.registry_client.repository import LocalRepository
+from roost.router.learned import Learned, Measured
+from roost.router.measured import measured_conditions
+from roost.router.placement import Limits
+from roost.router.sizes import estimated_bytes
+from roost.router.store_sqlite import SqliteStore
 from roost.server import cli
 from roost.server.config import ServeConfig, read_command
 from roost.server.doctor_checks import (
@@ -23,8 +30,9 @@ from roost.server.doctor_checks import (
     check_peak,
     check_shared_memory,
 )
+from roost.server.known_sizes import STORE_FILE, KnownSizes, known_sizes
 from roost.server.machine import Machine
-from roost.server.sizing import ModelSize, accounted_bytes, fit, read_repositories
+from roost.server.sizing import ModelSize, fit, read_repositories
 
 from tests.models import write_garbage, write_simple
 
@@ -155,14 +163,32 @@ def sizes(*each_bytes: int) -> list[ModelSize]:
 def test_what_fits(
     each_bytes: tuple[int, ...], budget_bytes: int, expected: tuple[int, int, int], too_large: int
 ) -> None:
-    found = fit(sizes(*each_bytes), budget_bytes)
+    found = fit(sizes(*each_bytes), Limits(budget_bytes), 1)
+    assert found.all_at_once == (expected[2] == len(each_bytes))
     assert (found.largest_first, found.on_average, found.smallest_first) == expected
     assert len(found.too_large) == too_large
 
 
+@pytest.mark.parametrize(
+    ("limits", "workers", "fits"),
+    [
+        (Limits(100), 1, 10),
+        (Limits(35), 1, 3),
+        (Limits(100, 130), 1, 3),  # three files and four times ten bytes of memory
+        (Limits(100, math.inf, 50), 1, 2),
+        (Limits(100, math.inf, 50), 2, 4),
+    ],
+)
+def test_each_of_three_figures_may_be_what_limits(limits: Limits, workers: int, fits: int) -> None:
+    each = [ModelSize(f"m{i}", "1", 0, 10, 30, 25, f"copy {i}") for i in range(10)]
+    assert fit(each, limits, workers).smallest_first == fits
+    shared = [replace(size, copy="copy") for size in each]
+    assert fit(shared, replace(limits, memory_bytes=130), workers).smallest_first >= fits
+
+
 @given(st.lists(st.integers(1, 1000), max_size=30), st.integers(0, 5000))
 def test_an_average_lies_between_the_extremes(each_bytes: list[int], budget_bytes: int) -> None:
-    found = fit(sizes(*each_bytes), budget_bytes)
+    found = fit(sizes(*each_bytes), Limits(budget_bytes), 1)
     assert found.largest_first <= found.on_average <= found.smallest_first <= len(each_bytes)
     assert found.smallest_first + len(found.too_large) <= len(each_bytes)
 
@@ -175,20 +201,34 @@ def test_a_repository_is_accounted_as_the_server_does(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     write_garbage(tmp_path / "garbled" / "config.pbtxt")
-    found = read_repositories([LocalRepository(tmp_path)])
+    found = read_repositories([LocalRepository(tmp_path)], KnownSizes())
     size = model.stat().st_size
     assert found.models == 4
     assert [(s.name, s.version, s.file_bytes, s.bytes) for s in found.sizes] == [
         ("declared", "3", size, 12 << 20),
-        ("plain", "1", size, accounted_bytes(None, size)),
+        ("plain", "1", size, estimated_bytes(size)),
     ]
     assert sorted(name for name, _ in found.broken) == ["empty", "garbled"]
+
+
+def test_what_a_server_has_found_out_counts(tmp_path: Path) -> None:
+    write_simple(tmp_path / "models" / "m" / "1" / "model.onnx")
+    repository = LocalRepository(tmp_path / "models")
+    folder = repository.open_model("m")
+    description = folder.load_config()
+    learned = Learned(SqliteStore(tmp_path / STORE_FILE))
+    artifact = folder.artifact("1", description, learned)
+    learned.put_measured(artifact.digest, measured_conditions(description), Measured(Figures(2 << 20, 0, 7)))
+    with known_sizes(tmp_path, None) as known:  # while a server writes
+        (size,) = read_repositories([repository], known).sizes
+    learned.close()
+    assert (size.bytes, size.mappings) == (2 << 20, 7)
 
 
 def test_a_name_in_two_repositories_is_no_model(tmp_path: Path) -> None:
     for place in ("a", "b"):
         write_simple(tmp_path / place / "same" / "1" / "model.onnx")
-    found = read_repositories([LocalRepository(tmp_path / place) for place in ("a", "b")])
+    found = read_repositories([LocalRepository(tmp_path / place) for place in ("a", "b")], KnownSizes())
     assert not found.sizes
     assert found.broken == (("same", "it is in more than one repository"),)
 

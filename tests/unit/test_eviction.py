@@ -87,6 +87,16 @@ class CostMachine(RuleBasedStateMachine):
         self.fresh = [n for n in self.fresh if n != number] + [number]
 
     @precondition(lambda self: bool(self.rows))
+    @rule(data=st.data(), megabytes=st.integers(0, 50))
+    def takes_something_else(self, data: st.DataObject, megabytes: int) -> None:
+        number = data.draw(st.sampled_from(list(self.rows)))
+        row = self.rows[number]
+        self.policy.resized(number, megabytes * MB)
+        row.per_byte = max(self.uses[row.owner].load_s, cost.MIN_LOAD_S) / max(1, megabytes * MB)
+        if row.worth > cost.NEVER_USED:
+            row.worth = self.worth(row)
+
+    @precondition(lambda self: bool(self.rows))
     @rule(data=st.data())
     def goes(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(list(self.rows)))

@@ -57,6 +57,19 @@ def test_a_digest_holds_while_the_file_is_the_same() -> None:
             assert known.get_file_digest(*other) is None
 
 
+def test_a_signature_that_was_put_or_asked_for_lately_is_known_without_the_store() -> None:
+    learned = Learned(store := MemoryStore())
+    assert not learned.has_signature("d", "onnxruntime", SIGNATURE)
+    learned.put_signature("d", "onnxruntime", SIGNATURE)
+    other = forgotten(store)
+    assert not other.has_signature("d", "onnxruntime", SIGNATURE)
+    other.get_signature("d", "onnxruntime")
+    for known in (learned, other):
+        assert known.has_signature("d", "onnxruntime", SIGNATURE)
+        assert not known.has_signature("d", "onnxruntime", Signature((), ()))
+        assert not known.has_signature("e", "onnxruntime", SIGNATURE)
+
+
 def test_what_is_known_of_an_artifact_is_kept_by_digest_and_conditions() -> None:
     learned = Learned(store := MemoryStore())
     learned.put_signature("d", "onnxruntime", SIGNATURE)

@@ -22,7 +22,7 @@ from roost.core.frames import FrameType
 from roost.core.requests import InferRequest, RequestContext
 from roost.core.tensors import Signature, TensorSpec
 from roost.router.failures import ARTIFACT_TRIES
-from roost.router.mesh import QUARANTINE_CRASHES
+from roost.router.losses import QUARANTINE_CRASHES
 from roost.router.states import Availability, InstanceState
 
 from tests.unit.mesh_fakes import Bed, Call, Farm, bed, worker_of
@@ -205,9 +205,9 @@ async def test_a_load_without_end_is_given_up_and_its_worker_replaced() -> None:
         assert error is not None
         assert "it did not load within 5 s" in error.message
         assert a.crashes == 0, "we ended it, it did not crash"
+        on.farm.on_call = Farm.soon
         await asyncio.sleep(1)
         assert on.mesh.workers[0].epoch == 2
-        on.farm.on_call = Farm.soon
         await on.make_resident(b)
 
 

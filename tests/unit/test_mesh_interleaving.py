@@ -23,8 +23,10 @@ from roost.core.errors import (
     RoostError,
     Unavailable,
 )
+from roost.core.figures import Figures
 from roost.core.frames import FrameType
-from roost.router.revision import Revision
+from roost.router.revision import Instance, Revision
+from roost.router.states import InstanceState
 
 from tests.unit.mesh_fakes import Bed, Farm, Sent, bed
 from tests.virtual_time import run, settle
@@ -48,6 +50,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("call fails"), st.tuples(INDEX, st.sampled_from([InvalidArgument, ResourceExhausted, Internal]))),
     st.tuples(st.just("lose"), st.tuples(INDEX, st.sampled_from([1, -signal.SIGKILL, None]))),
     st.tuples(st.sampled_from(["look", "bring", "bring and go", "retire"]), st.sampled_from("abcd")),
+    st.tuples(st.just("add copy"), st.tuples(st.sampled_from("bcfghi"), st.sampled_from([-math.inf, math.inf]))),
+    st.tuples(st.just("drop copy"), INDEX),
+    st.tuples(st.just("grow"), st.tuples(INDEX, st.sampled_from([5, 30, 80]))),
     st.tuples(st.just("time"), st.sampled_from([0.01, 0.3, 1.2, 10.0, 100.0])),
     st.tuples(st.just("may start"), st.booleans()),
 )
@@ -61,6 +66,7 @@ class Script:
         self.models = {name: self.model(name) for name in SIZES}
         self.settled: dict[Sent, int] = {}
         self.tasks: list[asyncio.Task[RoostError | None]] = []
+        self.grown: dict[int, int] = {}
 
     async def carry_out(self, step: Step) -> None:
         on, farm = self.on, self.on.farm
@@ -85,7 +91,11 @@ class Script:
             case "cancel", index if on.sent:
                 on.sent[-1 - index % len(on.sent)].cancel()
             case "call done", index if farm.calls:
-                farm.calls[index % len(farm.calls)].succeed()
+                call = farm.calls[index % len(farm.calls)]
+                if call.cancelled and index % 2:  # else it came too late
+                    call.fail(Cancelled("the load was cancelled"))
+                else:
+                    call.succeed()
             case "call fails", (index, error) if farm.calls:
                 call = farm.calls[index % len(farm.calls)]
                 if call.type is FrameType.LOAD:
@@ -101,6 +111,14 @@ class Script:
             case "retire", name:
                 on.mesh.retire(self.models[name])
                 self.models[name] = self.model(name)
+            case "add copy", (name, older_than):
+                on.mesh.loader.add_copy(self.models[name], older_than=older_than)
+            case "drop copy", index:
+                ready = [i for revision in on.revisions for i in revision.instances if i.state is InstanceState.READY]
+                if ready:
+                    on.mesh.loader.drop_copy(ready[index % len(ready)])
+            case "grow", (index, more):
+                self.grow(index, more)
             case "time", seconds:
                 await asyncio.sleep(seconds)
             case "may start", value:
@@ -112,7 +130,9 @@ class Script:
         if name in IN_ORDER:
             config = {"dynamic_batching": {"preserve_ordering": True}, "instance_group": [{"count": 2}]}
         batch = 4 if name in BATCHING else 0
-        return self.on.model(name, SIZES[name], pin=name == "a", decoupled=name in DECOUPLED, batch=batch, **config)
+        revision = self.on.model(name, SIZES[name], pin=name == "a", decoupled=name in DECOUPLED, batch=batch, **config)
+        revision.stateless = name not in (*DECOUPLED, "a")
+        return revision
 
     async def take(self, pending: Sent) -> RoostError | None:
         """Takes a response of a stream, if there is one."""
@@ -156,9 +176,24 @@ class Script:
 
         self.tasks.append(self.on.group.create_task(outcome()))
 
+    def grow(self, index: int, more: int) -> None:
+        """An instance turns out to take more than was reserved for it."""
+        loaded = [i for revision in self.on.revisions for i in revision.instances if i.state is InstanceState.READY]
+        if loaded:
+            instance = loaded[index % len(loaded)]
+            self.resize(instance, instance.figures.private_bytes + more)
+            self.grown[instance.id] = self.grown.get(instance.id, 0) + more
+
+    def resize(self, instance: Instance, size: int) -> None:
+        instance.figures = Figures(size)
+        self.on.ledger.resized(instance.id, instance.figures)
+        self.on.mesh.loader.room.changed()
+
     def check(self) -> None:
         on = self.on
-        assert on.ledger.used_bytes <= BUDGET
+        assert on.ledger.used_bytes <= BUDGET + sum(
+            self.grown[n] for n in self.grown.keys() & on.ledger.holdings.keys()
+        )
         on.farm.check_memory()
         queued = [pending for revision in on.revisions for pending in revision.queue]
         assert on.mesh.queues.requests == len(queued)
@@ -192,6 +227,10 @@ class Script:
         for job in list(farm.jobs):
             job.answer()
         await asyncio.sleep(300)
+        assert self.on.ledger.used_bytes <= BUDGET, "idle ones go until what has grown fits"
+        for revision in self.on.revisions:
+            for instance in revision.instances:
+                self.resize(instance, self.on.sizes[revision.key.name])
         for task in self.tasks:
             assert task.done()
             task.result()

@@ -24,7 +24,10 @@ def test_all_parameters() -> None:
             "roost.max_copies": "3",
             "roost.priority": "-5",
             "roost.labels": "team=vision, tier=gold,empty=",
+            "roost.required_labels": "disk=ssd",
+            "roost.preferred_labels": "zone=a,zone2=b",
             "roost.batching": " Off ",
+            "roost.load_timeout_s": "5m",
         }
     )
     assert policy == ModelPolicy(
@@ -34,7 +37,10 @@ def test_all_parameters() -> None:
         max_copies=3,
         priority=-5,
         labels={"team": "vision", "tier": "gold", "empty": ""},
+        required_labels={"disk": "ssd"},
+        preferred_labels={"zone": "a", "zone2": "b"},
         batching=False,
+        load_timeout_s=300.0,
     )
 
 
@@ -54,6 +60,9 @@ def test_batching_is_said_or_found_out(text: str, batching: bool | None) -> None
         ("memory_bytes", "9" * 400),
         ("memory_bytes", "1" + " " * 70 + "junk"),
         ("memory_bytes", "4096TiB"),
+        ("load_timeout_s", "0"),
+        ("load_timeout_s", "soon"),
+        ("load_timeout_s", "25h"),
         ("batching", "perhaps"),
         ("batching", ""),
         ("pin", "maybe"),
@@ -73,6 +82,8 @@ def test_batching_is_said_or_found_out(text: str, batching: bool | None) -> None
         ("labels", "a=\x07"),
         ("labels", "a=" + "x" * 257),
         ("labels", ",".join(f"k{i}=v" for i in range(65))),
+        ("required_labels", "ssd"),
+        ("preferred_labels", "zone=a,zone=b"),
     ],
 )
 def test_bad_values_name_the_parameter(name: str, value: str) -> None:

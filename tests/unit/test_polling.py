@@ -24,7 +24,7 @@ from roost.router.inference import Inference
 from roost.router.learned import Learned
 from roost.router.looking import Looker
 from roost.router.mesh import Mesh
-from roost.router.placement import Ledger
+from roost.router.placement import Ledger, Limits
 from roost.router.polling import Polling, Watch
 from roost.router.stats import Stats
 from roost.router.traffic import Traffic
@@ -98,7 +98,7 @@ class Site:
 @asynccontextmanager
 async def site(folder: Path, *, explicit: bool = False) -> AsyncIterator[Site]:
     root = _made(folder / "r")
-    ledger, stats, disk = Ledger(BUDGET), Stats(), InlineExecutor()
+    ledger, stats, disk = Ledger(Limits(BUDGET)), Stats(), InlineExecutor()
     farm = Farm(defaultdict(int), lambda: BUDGET)
     farm.on_run = _answer_soon
     overrides = OverrideFolders(folder / "overrides")

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from roost.core.figures import Figures
 from roost.core.names import DEFAULT_NAMESPACE, VersionKey
 from roost.core.tasks import in_background
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import parse_config_text
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, RETRY_AFTER_S
-from roost.router.placement import Ledger
+from roost.router.placement import Ledger, Limits
 from roost.router.prepared_copies import (
     LARGE_BYTES,
     MAX_ATTEMPTS,
@@ -104,7 +105,7 @@ class Bed:
     found: Copy | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.budget_bytes)
+        self.ledger = Ledger(Limits(self.budget_bytes))
         self.room = Room(self.ledger, lambda idle, busy: None)
         self.loaded = Loaded(self.ledger)
         self.counts = PreparedCounts()
@@ -275,7 +276,7 @@ class TestGivingWay:
         self, cache: CopyCache, used_later: bool, evicted: list[int]
     ) -> None:
         async with running(cache) as b:
-            b.ledger.reserve(1, "other", BUDGET_BYTES - 1000)
+            b.ledger.reserve(1, "other", Figures(BUDGET_BYTES - 1000))
             b.ledger.loaded(1, 0.0, load_s=0.1)
             b.ledger.lease(1, 1.0)
             b.ledger.release(1, 1.0)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from google.protobuf import json_format
 from roost.core.errors import RoostError
+from roost.core.figures import Figures
 from roost.core.names import DEFAULT_NAMESPACE, VersionKey
 from roost.core.tasks import in_background
 from roost.core.tensors import Signature, TensorSpec
@@ -20,12 +21,13 @@ from roost.registry_client.model_folder import ModelFolder
 from roost.router.background import LINGER_S, PATIENCE_S, RETRY_AFTER_S, TIMEOUT_S
 from roost.router.catalog import Catalog
 from roost.router.learned import Learned
-from roost.router.placement import Ledger
+from roost.router.loads import Load
+from roost.router.placement import Ledger, Limits
 from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
 from roost.router.proof import DEFAULT_ROWS, MAX_FAILURES, BatchingMode, Decision, Proof, conditions_of, decide
 from roost.router.proofs import Proofs
 from roost.router.revision import Revision
-from roost.router.room import Room
+from roost.router.room import Need, Room
 
 from tests.memory_store import MemoryStore
 from tests.unit.mesh_fakes import FakeFolder, InlineExecutor
@@ -207,7 +209,7 @@ def _sized(artifact: Callable[..., Artifact]) -> Callable[..., Artifact]:
 @asynccontextmanager
 async def bed(budget_bytes: int = BUDGET_BYTES, store: MemoryStore | None = None) -> AsyncIterator[Bed]:
     """A bed; at the end no process and no memory may be left."""
-    ledger, store, processes = Ledger(budget_bytes), store or MemoryStore(), list[FakeProcess]()
+    ledger, store, processes = Ledger(Limits(budget_bytes)), store or MemoryStore(), list[FakeProcess]()
     room = Room(ledger, lambda idle, busy: None)
     catalog = Catalog([], Learned(store), InlineExecutor(), explicit=False)
 
@@ -381,7 +383,7 @@ class TestGivingWay:
     @virtual
     async def test_it_waits_while_models_load(self) -> None:
         async with bed() as b:
-            b.ledger.reserve(1, "other", 1000)
+            b.ledger.reserve(1, "other", Figures(1000))
             await b.load()
             assert not b.processes
             b.ledger.loaded(1, 0.0, load_s=0.1)
@@ -391,7 +393,7 @@ class TestGivingWay:
     @virtual
     async def test_but_not_for_ever_if_there_is_memory(self) -> None:
         async with bed() as b:
-            b.ledger.reserve(1, "other", 1000)
+            b.ledger.reserve(1, "other", Figures(1000))
             await b.load()
             await asyncio.sleep(PATIENCE_S + 2)
             assert b.running()
@@ -399,7 +401,7 @@ class TestGivingWay:
     @virtual
     async def test_it_evicts_nothing(self) -> None:
         async with bed() as b:
-            b.ledger.reserve(1, "other", BUDGET_BYTES - 1000)
+            b.ledger.reserve(1, "other", Figures(BUDGET_BYTES - 1000))
             b.ledger.loaded(1, 0.0, load_s=0.1)
             revision = await b.load()
             await asyncio.sleep(100)
@@ -423,7 +425,7 @@ class TestGivingWay:
             revision, other = await b.load(), await b.load("other", "max_batch_size: 1")
             other.waiters = 1
             process = b.process
-            await b.room.reserve(1, other, BUDGET_BYTES - 1000)
+            await b.room.reserve(1, load_of(other), Need(Figures(BUDGET_BYTES - 1000)))
             assert process.killed
             assert b.ledger.used_bytes == BUDGET_BYTES - 1000
             assert revision.batching == "pending"
@@ -441,8 +443,12 @@ class TestGivingWay:
             other.waiters = 1
             b.process.answer()
             await settle()
-            await b.room.reserve(1, other, BUDGET_BYTES - 1000)
+            await b.room.reserve(1, load_of(other), Need(Figures(BUDGET_BYTES - 1000)))
             assert not b.running()
+
+
+def load_of(revision: Revision) -> Load:
+    return Load(revision, asyncio.get_running_loop().create_future())
 
 
 @virtual

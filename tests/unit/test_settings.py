@@ -16,6 +16,7 @@ from roost.core.version import __version__
 from roost.server import cli
 from roost.server.arguments import ConfigError
 from roost.server.config import ServeConfig, read_command
+from roost.server.derived import mesh_settings
 from roost.server.effective_config import effective_yaml
 from roost.server.layers import flag_of, variable_of
 from roost.server.machine import Machine
@@ -160,6 +161,10 @@ def test_what_kubernetes_says_of_services_is_ignored(folder: Path) -> None:
         ([], {"ROOST_HTTP_PORT": "x"}, "ROOST_HTTP_PORT: 'x' is not a port from 0 to 65535"),
         (["--grpc-port", "65536"], {}, "--grpc-port: 65536 is not a port from 0 to 65535"),
         (["--workers", "0"], {}, "--workers: 0 is not a number of worker processes from 1 to 1024"),
+        (["--worker-labels", "ssd"], {}, "--worker-labels: 'ssd' is not of the form name=value"),
+        (["--worker-labels", "a:disk=ssd"], {}, "--worker-labels: 'a:disk=ssd' does not begin with the number of a"),
+        (["--worker-labels", "3:disk=ssd"], {}, "--worker-labels: there is no worker 3: they are numbered from 0 to 2"),
+        ([], {"ROOST_WORKER_LABELS": "disk=ssd;1:,"}, "ROOST_WORKER_LABELS: '1:,' has no label of the form name=value"),
         (["--max-body", "64MX"], {}, "--max-body: '64MX' is not a size"),
         (["--max-body", "0"], {}, "--max-body: '0' is not a size of at least one byte"),
         (["--request-timeout", "1y"], {}, "--request-timeout: '1y' is not a duration"),
@@ -201,6 +206,16 @@ def test_mistakes_are_named(folder: Path, argv: list[str], environ: dict[str, st
 def test_the_hundred_and_first_histogram_model_is_refused(folder: Path) -> None:
     names = ",".join(f"m{index}" for index in range(101))
     assert "101 models are over the limit of 100" in mistake([], {"ROOST_HISTOGRAM_MODEL": names})
+
+
+def test_labels_of_one_worker_go_before_those_of_all(folder: Path) -> None:
+    specs = ("zone=a:1, disk=hdd", "1:disk=ssd", " 1 : gpu=no", "zone=b")
+    config = read("--workers", "2", *(word for spec in specs for word in ("--worker-labels", spec)))
+    assert config.worker_labels == specs
+    assert mesh_settings(config).worker_labels == (
+        {"zone": "b", "disk": "hdd"},
+        {"zone": "b", "disk": "ssd", "gpu": "no"},
+    )
 
 
 def test_missing_repositories(folder: Path) -> None:

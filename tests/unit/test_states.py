@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import cast
 
 import pytest
+from roost.core.figures import Figures
 from roost.router.models import Version
 from roost.router.revision import Instance, Revision
 from roost.router.states import (
@@ -73,7 +74,7 @@ def test_only_a_loaded_instance_is_ready_and_a_chosen_one_never_again() -> None:
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(S, E)))
 def test_instance_transitions(state: InstanceState, event: InstanceEvent) -> None:
-    instance = Instance(1, cast(Revision, None), cast(Worker, None), 1, state)
+    instance = Instance(1, cast(Revision, None), cast(Worker, None), Figures(1), state)
     after = INSTANCE_TABLE.get((state, event))
     if after is not None:
         instance.advance(event)

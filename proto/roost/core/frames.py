@@ -4,8 +4,8 @@ A frame is a header of 24 bytes and a payload::
 
     magic 'RO' · version u8 · type u8 · flags u32 · request u64 · payload length u64      (little-endian)
 
-``request`` ties answers to what they answer: a RUN to its RESPONSE, CREDIT or ERROR; a LOAD, UNLOAD or STATUS to the
-STATUS that answers it. Control payloads are JSON objects. RUN and RESPONSE carry a fixed part and tensors, as
+``request`` ties answers to what they answer: a RUN to its RESPONSE, CREDIT or ERROR; a LOAD, UNLOAD, TRIM or STATUS
+to the STATUS that answers it. Control payloads are JSON objects. RUN and RESPONSE carry a fixed part and tensors, as
 ``roost.core.tensor_tables`` lays them out. Their frames are of a multiple of 64 bytes, so that the elements of
 those that are read in one go, one behind the other, are aligned.
 
@@ -101,6 +101,7 @@ class FrameType(IntEnum):
     REGION_ADD = 14  # R→W  a shared-memory region, its descriptor on the second socket
     REGION_DROP = 15  # R→W  the region is not used any more
     CALL = 16  # W→R  a model calls another model
+    TRIM = 17  # R→W  give memory back that is free
 
 
 _TYPE_RUN = int(FrameType.RUN)

@@ -19,6 +19,9 @@ DEFAULT_BACKEND = "onnxruntime"
 CODE_BACKENDS: frozenset[str] = frozenset()
 """Backends whose models are programs; what a load call brings is data and never goes to one of them."""
 
+STATELESS_BACKENDS: frozenset[str] = frozenset({"onnxruntime"})
+"""Backends whose models keep nothing from one request to the next: to run one twice changes nothing."""
+
 _FOR_TESTS = "dummy"  # known, but nobody is told
 
 _BACKEND_OF_PLATFORM = {platform: backend for backend, platform in PLATFORMS.items()}

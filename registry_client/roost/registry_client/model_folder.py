@@ -104,6 +104,17 @@ class ModelFolder:
             return parse_settings(text, self.name, detected_backend=detected, version_folders=bool(versions))
         return parse_config_text("", self.name, detected_backend=detected)
 
+    def mentions(self, text: bytes) -> bool:
+        """Whether the configuration file has this in it; one that can't be read has nothing in it."""
+        for file_name in (CONFIG_FILE, SETTINGS_FILE):
+            path = f"{self.path}/{file_name}"
+            if os.path.lexists(path):
+                try:
+                    return text in read_small_file(path, file_name, MAX_CONFIG_BYTES)
+                except FailedPrecondition:
+                    return False
+        return False
+
     def _read_text(self, file_name: str) -> str:
         try:
             data = read_small_file(f"{self.path}/{file_name}", file_name, MAX_CONFIG_BYTES)

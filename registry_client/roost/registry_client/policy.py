@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from roost.core.errors import InvalidArgument
 from roost.core.names import is_name, shorten
-from roost.core.units import parse_bytes
+from roost.core.units import parse_bytes, parse_seconds
 
 PREFIX = "roost."
+MIN_COPIES = "roost.min_copies"
 MAX_COPIES = 1024
 MAX_PRIORITY = 1000
 MAX_LABELS = 64
@@ -20,6 +22,13 @@ FOUND_OUT = ("proven", "not proven", "pending", "config", "declared", "symbolic"
 """How texts begin that the server shows as a model's ``roost.batching``."""
 
 _MAX_MEMORY_BYTES = 2**50
+_MAX_LOAD_TIMEOUT_S = 86400.0
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+def _no_labels() -> Mapping[str, str]:
+    """The same empty mapping for all models that have none, of which there may be very many."""
+    return _NO_LABELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,10 @@ class ModelPolicy:
         max_copies: How many there are at most; None for no limit but memory.
         priority: Higher is more important; 0 is normal.
         labels: Free words for selecting models.
+        required_labels: Those that a worker has to have for the model to be loaded there.
+        preferred_labels: Those that are better to have; a worker with more of them goes before one with fewer.
         batching: Whether its rows may be run together, as its owner knows; None if the server is to find out.
+        load_timeout_s: After so long its load is given up; None for the server's ``--load-timeout``.
     """
 
     memory_bytes: int | None = None
@@ -41,8 +53,11 @@ class ModelPolicy:
     min_copies: int = 0
     max_copies: int | None = None
     priority: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
+    required_labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
+    preferred_labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
     batching: bool | None = None
+    load_timeout_s: float | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ModelPolicy:
@@ -81,6 +96,16 @@ def _read_memory(text: str) -> int:
     return size
 
 
+def _read_load_timeout(text: str) -> float:
+    try:
+        timeout_s = parse_seconds(text)
+    except ValueError:
+        raise ValueError(f"'{shorten(text)}' is not a duration such as 90s, 5m or 1.5") from None
+    if not 0 < timeout_s <= _MAX_LOAD_TIMEOUT_S:
+        raise ValueError(f"'{shorten(text)}' is not between 0 and 24 hours")
+    return timeout_s
+
+
 def _read_pin(text: str) -> bool:
     word = text.lower()
     if word not in ("true", "false", "1", "0"):
@@ -110,7 +135,12 @@ def _read_batching(text: str) -> bool | None:
     raise ValueError(f"'{shorten(text)}' is not on, off or auto")
 
 
-def _read_labels(text: str) -> dict[str, str]:
+def read_labels(text: str) -> dict[str, str]:
+    """Reads labels as models and workers have them, such as ``disk=ssd,zone=a``.
+
+    Raises:
+        ValueError: With the end of a sentence that says what is wrong.
+    """
     labels: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = (part.strip() for part in item.partition("="))
@@ -132,6 +162,9 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "min_copies": _integer_reader(0, MAX_COPIES),
     "max_copies": _integer_reader(1, MAX_COPIES),
     "priority": _integer_reader(-MAX_PRIORITY, MAX_PRIORITY),
-    "labels": _read_labels,
+    "labels": read_labels,
+    "required_labels": read_labels,
+    "preferred_labels": read_labels,
     "batching": _read_batching,
+    "load_timeout_s": _read_load_timeout,
 }

@@ -183,12 +183,13 @@ class ActivitySampler:
             for instance in part:
                 state, key = instance.state.value, instance.revision.key
                 copies[state] = copies.get(state, 0) + 1
-                accounted_bytes += instance.bytes
+                size_bytes = instance.figures.private_bytes
+                accounted_bytes += size_bytes
                 row = self._row(key.name, key.version)
                 self._loaded += state == "ready" != row.state
                 if state != "ready" and not row.moving:
                     self._moving.append(row)
-                row.add_copy(worker.id, state, instance.bytes, instance.leases)
+                row.add_copy(worker.id, state, size_bytes, instance.leases)
         return WorkerActivity(
             worker.id,
             worker.spec.kind,

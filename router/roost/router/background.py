@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from roost.core.figures import Figures
 from roost.router.placement import Ledger
 from roost.router.preparer import Answer, Job, Preparer, PreparerFailed
 from roost.router.room import Room
@@ -71,12 +72,12 @@ class Background:
     def held_bytes(self) -> int:
         """How much memory it has."""
         holding = self.ledger.holdings.get(self.number)
-        return 0 if holding is None else holding.bytes
+        return 0 if holding is None else holding.figures.private_bytes
 
     def reserve(self, size_bytes: int) -> None:
         """Takes memory instead of what it has; the ledger's plan said that there is so much."""
         self.release()
-        self.ledger.reserve(self.number, self, size_bytes)
+        self.ledger.reserve(self.number, self, Figures(size_bytes))
 
     def release(self) -> None:
         """Gives back the memory; the process must be gone, or use none."""

@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
-from roost.core.errors import NotFound, PollFailed, Unavailable, error_of
+from roost.core.errors import FailedPrecondition, NotFound, PollFailed, Unavailable, error_of
 from roost.core.metadata import IndexEntry
 from roost.core.names import is_name, shorten, version_order
 from roost.core.tensors import Signature
@@ -23,6 +23,7 @@ from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.brought import Brought
 from roost.router.learned import Learned
+from roost.router.measured import measured_conditions
 from roost.router.models import UNLOADED, Model, Opener, Version, files_changed
 from roost.router.proof import Proof, conditions_of
 from roost.router.revision import Revision
@@ -51,7 +52,11 @@ class Catalog:
         self._learned = learned
         self._disk = disk
         self.explicit = explicit
-        self._opener = Opener(explicit=explicit)
+        self.least: set[str] = set()
+        """Models that were opened and want to be loaded without being asked for, and some that did."""
+        self.unread: list[str] = []
+        """Models that nobody has looked at for that yet; with explicit control a load call does."""
+        self._opener = Opener(explicit=explicit, least=self.least)
         self.brought = Brought(overrides, self._opener, disk)
         self._homes: dict[str, LocalRepository | None] = {}  # None: the name is in more than one repository
         self._models: dict[str, Model] = {}
@@ -66,6 +71,8 @@ class Catalog:
         for repository in self._repositories:
             for name in await self._on_disk(repository.scan):
                 self._homes[name] = None if name in self._homes else repository
+        if not self.explicit:
+            self.unread.extend(self._homes)
         for name in [n for n, home in self._homes.items() if home is None]:
             log.error("model '%s' is in more than one repository: it is not served", name)
 
@@ -173,7 +180,10 @@ class Catalog:
 
     def appear(self, name: str, repository: LocalRepository) -> None:
         """A repository has a folder of that name; one that is known already stays where it is."""
-        self._homes.setdefault(name, repository)
+        if name not in self._homes:
+            self._homes[name] = repository
+            if not self.explicit:
+                self.unread.append(name)
 
     def in_repository(self, name: str) -> bool:
         """Whether a repository has a folder of that name, as far as was seen."""
@@ -210,12 +220,11 @@ class Catalog:
     async def remember(self, revision: Revision, signature: Signature) -> None:
         """Keeps what the runtime said of a revision's artifact, for the next start."""
         artifact = revision.artifact
-        if artifact is not None:
-            await self._on_disk(partial(self._remember, artifact.digest, revision.description.backend, signature))
-
-    def _remember(self, digest: str, backend: str, signature: Signature) -> None:
-        if self._learned.get_signature(digest, backend) != signature:
-            self._learned.put_signature(digest, backend, signature)
+        if artifact is None:
+            return
+        key = artifact.digest, revision.description.backend
+        if not self._learned.has_signature(*key, signature):  # else the request that waits would wait for nothing
+            await self._on_disk(partial(self._learned.put_signature, *key, signature))
 
     async def remember_proof(self, key: tuple[str, str], proof: Proof) -> None:
         """Keeps what was found out about batches of the files with a digest, for the next start."""
@@ -312,8 +321,13 @@ class Catalog:
     def _prepare(self, revision: Revision) -> None:
         description, before = revision.description, revision.artifact
         artifact = revision.folder.artifact(revision.key.version, description, self._learned)
+        if before is not None and before.digest != artifact.digest and revision.resident():
+            raise FailedPrecondition("its files have changed: what is loaded now stays alone until it is replaced")
         known = self._learned.get_signature(artifact.digest, description.backend)
         revision.artifact = artifact
+        revision.measured = self._learned.get_measured(artifact.digest, measured_conditions(description))
+        prepared = measured_conditions(description, prepared=True)
+        revision.measured_copy = self._learned.get_measured(artifact.digest, prepared)
         if not description.max_batch_size:
             revision.proof = self._learned.get_proof(artifact.digest, conditions_of(description))
         if before is not None and before.digest != artifact.digest:

@@ -22,6 +22,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from roost.router.periods import Periods
 from roost.router.ranking import Rank, Ranking
@@ -81,12 +82,14 @@ class Standing(Rank):
     Attributes:
         owner: The instance's revision.
         history: Of its owner.
+        ranking: Where it stands, among those of its priority.
         weight: Logarithm of the load time for each byte.
         used_round: When the instance itself was used last.
     """
 
     owner: Hashable
     history: History
+    ranking: Ranking
     weight: float
     used_round: float = -math.inf
 
@@ -98,29 +101,44 @@ class Cost:
         self._round = 0.0
         self._histories: dict[Hashable, History] = {}
         self._standings: dict[int, Standing] = {}
-        self._ranking = Ranking()
+        self._rankings: dict[int, Ranking] = {}
         self._fresh: OrderedDict[int, Standing] = OrderedDict()
         self._copies: dict[Hashable, int] = {}
         self._periods = Periods()
         self._awaited: list[tuple[float, int]] = []
         self._now = -math.inf
 
-    def loaded(self, instance: int, owner: Hashable, size_bytes: int, load_s: float, now: float) -> None:
+    def loaded(
+        self, instance: int, owner: Hashable, size_bytes: int, load_s: float, now: float, priority: int = 0
+    ) -> None:
         """Ranks the instance by what its owner was used for before; one that is awaited as if the use had come."""
         history = self._histories.get(owner)
         if history is None:
             history = self._histories[owner] = History()
         history.learn_load_time(load_s)
-        weight = math.log2(max(history.load_s, MIN_LOAD_S) / max(size_bytes, 1))
+        weight = _weight(history, size_bytes)
         value = history.worth(fresh=False) + weight if history.long else NEVER_USED - instance
-        standing = Standing(instance, value, owner=owner, history=history, weight=weight)
+        ranking = self._rankings.get(priority)
+        if ranking is None:
+            ranking = self._rankings[priority] = Ranking()
+        standing = Standing(instance, value, owner=owner, history=history, ranking=ranking, weight=weight)
         self._standings[instance] = standing
         self._copies[owner] = self._copies.get(owner, 0) + 1
-        self._ranking.add(standing)
+        ranking.add(standing)
         until = self._periods.awaited_until(owner, now)
         if until > now:
             standing.value += AWAITED_BONUS
             heapq.heappush(self._awaited, (until, instance))
+
+    def resized(self, instance: int, size_bytes: int) -> None:
+        """Keeping the instance takes something else from now on, so it is worth more or less."""
+        standing = self._standings[instance]
+        weight = _weight(standing.history, size_bytes)
+        more, standing.weight = weight - standing.weight, weight
+        if standing.value > NEVER_USED:
+            standing.value += more
+            if standing.value < standing.filed:
+                standing.ranking.file(standing)
 
     def used(self, instance: int, now: float) -> None:
         """Counts a use of the owner."""
@@ -141,7 +159,7 @@ class Cost:
         if standing is None:
             return
         self._fresh.pop(instance, None)
-        self._ranking.remove(standing)
+        standing.ranking.remove(standing)
         self._copies[standing.owner] -= 1
         if not self._copies[standing.owner]:
             del self._copies[standing.owner]
@@ -155,7 +173,8 @@ class Cost:
         """Least worth first."""
         self._stale_some()
         self._give_up_waiting()
-        return self._ranking.lowest_first()
+        rankings = self._rankings
+        return chain.from_iterable(rankings[priority].lowest_first() for priority in sorted(rankings))
 
     def next_due(self) -> float:
         """When the first owner on a timer is due."""
@@ -172,7 +191,7 @@ class Cost:
         self._fresh.move_to_end(standing.instance)
         standing.value = standing.history.worth(fresh=True) + standing.weight
         if is_first or standing.value < standing.filed:  # one that was never used is filed below all others
-            self._ranking.file(standing)
+            standing.ranking.file(standing)
 
     def _stale_some(self) -> None:
         """Takes the bonus from those that were not used for a round, a bounded number at a time."""
@@ -184,7 +203,7 @@ class Cost:
             del self._fresh[instance]
             standing.value = standing.history.worth(fresh=False) + standing.weight
             if standing.value < standing.filed:
-                self._ranking.file(standing)
+                standing.ranking.file(standing)
 
     def _give_up_waiting(self) -> None:
         """Takes the bonus from those that were loaded for a use that did not come."""
@@ -193,4 +212,8 @@ class Cost:
             standing = self._standings.get(instance)
             if standing is not None and standing.used_round == -math.inf:
                 standing.value = standing.history.worth(fresh=False) + standing.weight
-                self._ranking.file(standing)
+                standing.ranking.file(standing)
+
+
+def _weight(history: History, size_bytes: int) -> float:
+    return math.log2(max(history.load_s, MIN_LOAD_S) / max(size_bytes, 1))

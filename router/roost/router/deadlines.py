@@ -51,6 +51,13 @@ class Deadlines:
         heapq.heappush(self._order, place)
         return self._order[0] == place
 
+    def forget(self, item: Watched) -> None:
+        """An item has no deadlines any more and never will: it need not be kept until the one that was watched."""
+        bucket = self._buckets.get(math.ceil(item.look_at / BUCKET_S)) if item.look_at < math.inf else None
+        if bucket is not None and item in bucket:
+            bucket.remove(item)
+        item.look_at = math.inf
+
     def next_s(self) -> float:
         """When ``due`` is to be called next; infinity if there is nothing to wait for."""
         return self._order[0] * BUCKET_S if self._order else math.inf

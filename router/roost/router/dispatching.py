@@ -25,6 +25,9 @@ from roost.router.stats import ModelStats, Stats
 from roost.router.streams import ResponseStream
 from roost.router.worker import SHORT_S, Worker
 
+_WORTH_WAITING = 2.0
+"""A copy that is free now is passed over for one that will be free before, if that is expected so many times sooner."""
+
 
 class Dispatcher:
     """See the module.
@@ -35,6 +38,9 @@ class Dispatcher:
         stats: Has the counters of versions.
         wanted: Called for a revision that has requests, but no instance.
         left: Called for a revision whose queue is empty.
+
+    Attributes:
+        contended: Revisions whose requests found none of their loaded copies free, since somebody emptied this.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Dispatcher:
         self._left = left
         self._loop = asyncio.get_running_loop()
         self._soon: list[Revision] = []
+        self.contended: dict[Revision, None] = {}
         self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -147,6 +154,18 @@ class Dispatcher:
             requests = [pending for pending in requests if not pending.recorded]
         self._runs.settle_all(requests, error)
 
+    def refuse_late(self, revision: Revision, until: float, refusal: RoostError) -> bool:
+        """Refuses what waits and can't wait until a time; returns whether there was any."""
+        late = [pending for pending in revision.queue if pending.deadline < until]
+        for pending in late:
+            self._queues.remove(pending)
+        self._runs.settle_all(late, refusal)
+        return bool(late)
+
+    def forget(self, revision: Revision) -> None:
+        """A revision is of no use to anybody any more."""
+        self._deadlines.forget(revision)
+
     def again(self, requests: Sequence[Pending]) -> None:
         """Requests that were sent wait again, in front of others that are due at the same time."""
         for pending in requests:
@@ -194,6 +213,9 @@ class Dispatcher:
     def _emptied(self, revision: Revision, now: float) -> None:
         if revision.claimed:
             self._queues.settle_claim(revision, now)
+        if len(revision.instances) > 1:
+            for instance in revision.instances:  # or it would keep its turn where nothing of it runs, and so for ever
+                instance.worker.waiting.pop(revision, None)
         if revision.retired:
             self._left(revision)
 
@@ -203,7 +225,9 @@ class Dispatcher:
             if instance.state is READY:
                 instance.worker.waiting[revision] = None
                 ready = True
-        if not ready:
+        if ready:
+            self.contended[revision] = None
+        else:
             self._wanted(revision)
 
     def slot_freed(self, worker: Worker, revision: Revision) -> None:
@@ -221,16 +245,26 @@ class Dispatcher:
             self.pump(turn, once=True)
 
     def _free_instance(self, revision: Revision, now: float) -> Instance | None:
-        """The instance that can take the next batch with the least to do, if any can."""
+        """The instance that can take the next batch with the least to wait for, if any can.
+
+        None as well if it is worth waiting for one that can't yet: a slot of a worker is of little use while that is
+        busy for long with others, or hangs.
+        """
+        instances = revision.instances
+        if len(instances) == 1:  # nearly always
+            only = instances[0]
+            return only if only.state is READY and _has_room(only, now) else None
         best: Instance | None = None
-        for instance in revision.instances:
-            if (
-                instance.state is READY
-                and _has_room(instance, now)
-                and (best is None or len(instance.worker.runs) < len(best.worker.runs))
-            ):
-                best = instance
-        return best
+        best_s = soonest_s = math.inf
+        for instance in instances:
+            if instance.state is not READY or instance.worker.recycling:
+                continue
+            wait_s = instance.worker.wait_s(now)
+            if not _has_room(instance, now):
+                soonest_s = min(soonest_s, wait_s)
+            elif wait_s < best_s:
+                best, best_s = instance, wait_s
+        return best if best_s <= SHORT_S or best_s <= _WORTH_WAITING * soonest_s else None
 
     def _wake_at(self, revision: Revision, until: float, now: float) -> None:
         """Looks again when the oldest request has waited long enough for others."""

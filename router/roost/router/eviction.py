@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
@@ -18,18 +19,24 @@ Owner: TypeAlias = Hashable
 
 
 class EvictionPolicy(Protocol):
-    """In which order instances are offered for eviction."""
+    """In which order instances are offered for eviction: all of a lower priority before any of a higher one."""
 
-    def loaded(self, instance: int, owner: Owner, size_bytes: int, load_s: float, now: float) -> None:
+    def loaded(
+        self, instance: int, owner: Owner, size_bytes: int, load_s: float, now: float, priority: int = 0
+    ) -> None:
         """The instance is there; nobody has used it yet.
 
         Args:
             instance: A number that no instance had before.
             owner: Its revision.
-            size_bytes: What it takes of the budget.
+            size_bytes: What it takes of the device, as ``Ledger`` reckons it.
             load_s: How long its load took.
             now: The time.
+            priority: How important its model is.
         """
+
+    def resized(self, instance: int, size_bytes: int) -> None:
+        """It was found out that the instance takes something else than was said before."""
 
     def used(self, instance: int, now: float) -> None:
         """A batch begins on the instance."""
@@ -57,29 +64,39 @@ class Lru:
     """Least recently used first. Uses come in the order of time, so that order alone is the timestamp's."""
 
     def __init__(self) -> None:
-        self._order: OrderedDict[int, None] = OrderedDict()
+        self._orders: dict[int, OrderedDict[int, None]] = {}
+        self._order_of: dict[int, OrderedDict[int, None]] = {}
 
-    def loaded(self, instance: int, owner: Owner, size_bytes: int, load_s: float, now: float) -> None:
+    def loaded(
+        self, instance: int, owner: Owner, size_bytes: int, load_s: float, now: float, priority: int = 0
+    ) -> None:
         """Puts the instance at the cold end."""
-        self._order[instance] = None
-        self._order.move_to_end(instance, last=False)
+        order = self._order_of[instance] = self._orders.setdefault(priority, OrderedDict())
+        order[instance] = None
+        order.move_to_end(instance, last=False)
+
+    def resized(self, instance: int, size_bytes: int) -> None:
+        """Sizes mean nothing here."""
 
     def used(self, instance: int, now: float) -> None:
         """Moves the instance to the warm end."""
-        self._order.move_to_end(instance)
+        self._order_of[instance].move_to_end(instance)
 
     warm = used
 
     def forget(self, instance: int) -> None:
         """Takes the instance out."""
-        self._order.pop(instance, None)
+        order = self._order_of.pop(instance, None)
+        if order is not None:
+            del order[instance]
 
     def forget_owner(self, owner: Owner) -> None:
         """Nothing is kept of owners."""
 
     def coldest_first(self) -> Iterator[int]:
         """Oldest use first."""
-        return iter(self._order)
+        orders = self._orders
+        return chain.from_iterable(orders[priority] for priority in sorted(orders))
 
     def next_due(self) -> float:
         """Never."""

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from roost.core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from roost.router.revision import Revision
 
 ARTIFACT_TRIES = 3
 FIRST_PAUSE_S = 1.0
@@ -47,3 +53,12 @@ def next_failure(previous: LoadFailure | None, reason: str, fault: Fault, now: f
         return LoadFailure(reason, fault, tries, math.inf)
     pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(tries - 1, 16))
     return LoadFailure(reason, fault, tries, now + pause_s)
+
+
+def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unavailable:
+    """What a client is told about a revision that can't be loaded."""
+    retry_after_s = None if failure.until == math.inf else max(0.0, failure.until - now)
+    name, version = revision.key.name, revision.key.version
+    return Unavailable(
+        f"model '{name}' version {version} is not at ready state: {failure.reason}", retry_after_s=retry_after_s
+    )

@@ -190,7 +190,7 @@ class Inference:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
                 await self.recall(revision)
                 if revision.contract is None:
-                    await self._mesh.loader.bring(revision)
+                    await self._mesh.loader.bring(revision, deadline=deadline)
         except TimeoutError:
             raise DeadlineExceeded("Request timeout expired while its model was loading") from None
         contract = revision.contract or revision.former  # it may have gone again already

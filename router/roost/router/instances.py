@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from functools import partial
 from typing import Any
 
-from roost.core.errors import RoostError, Unavailable
+from roost.core.errors import Cancelled, RoostError, Unavailable
 from roost.core.frames import FrameType
 from roost.core.tensors import Signature
 from roost.router.link import LinkLost
+from roost.router.loads import Load
 from roost.router.revision import Instance
 from roost.router.states import InstanceState
 
 log = logging.getLogger(__name__)
 
 UNLOAD_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 2.0
+"""So long a load that was given up may take to end before its worker is ended."""
 
 
 class WorkerEnded(Unavailable):
@@ -26,11 +31,23 @@ class WorkerLost(WorkerEnded):
     """The worker was lost for a reason of its own; another may do the load."""
 
 
-async def create(instance: Instance, timeout_s: float) -> Signature:
+class LoadTimedOut(Unavailable):
+    """The load took too long and was given up; the worker is as it was."""
+
+
+async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_given_up: bool = True) -> Signature:
     """Has the worker load an instance; returns what the model says of itself.
 
+    Args:
+        instance: What is to be loaded, and where.
+        load: What it is for.
+        timeout_s: After so long the worker is told to give it up, and ended if it does not.
+        may_be_given_up: Whether ``load`` gets the means to have it given up before.
+
     Raises:
-        WorkerEnded: If the worker did not live to see the end of it, or had to be ended after ``timeout_s``.
+        WorkerEnded: If the worker did not live to see the end of it, or had to be ended.
+        LoadTimedOut: If it was given up after ``timeout_s``.
+        Cancelled: If it was given up before.
         RoostError: If the runtime can't load it.
     """
     revision, worker = instance.revision, instance.worker
@@ -44,17 +61,29 @@ async def create(instance: Instance, timeout_s: float) -> Signature:
         "prepared": instance.copy is not None,
         "options": dict(revision.description.options),
     }
-    assert worker.link is not None
+    link = worker.link
+    assert link is not None
+    number = link.next_number()
+    if may_be_given_up:
+        load.cancel = partial(link.send_cancel, number)
+    late = asyncio.get_running_loop().call_later(timeout_s, link.send_cancel, number)
+    late_at = time.monotonic() + timeout_s
     try:
-        async with asyncio.timeout(timeout_s):
-            reply = await worker.link.call(FrameType.LOAD, payload)
-    except TimeoutError:
-        # The runtime can't be interrupted from outside, and what it holds comes back with its process only.
-        log.error("%s did not load within %.0f s: worker %d is ended", revision.key, timeout_s, worker.id)
+        async with asyncio.timeout(timeout_s + CANCEL_TIMEOUT_S):
+            reply = await link.call(FrameType.LOAD, payload, number=number)
+    except TimeoutError:  # what a runtime holds that can't be interrupted comes back with its process only
+        log.error("%s did not load within %g s: worker %d is ended", revision.key, timeout_s, worker.id)
         worker.kill()
         raise WorkerEnded(f"it did not load within {timeout_s:g} s") from None
     except LinkLost as error:
         raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
+    except Cancelled:
+        if time.monotonic() < late_at:
+            raise
+        raise LoadTimedOut(f"it did not load within {timeout_s:g} s") from None
+    finally:
+        late.cancel()
+        load.cancel = None
     if instance.state is InstanceState.GONE:
         raise WorkerLost("its worker was lost just after loading")
     return Signature.from_json(reply["signature"])

@@ -47,12 +47,14 @@ class Measured:
     """What an instance of an artifact took when it was looked at.
 
     Attributes:
-        figures: Of memory.
+        figures: Of memory, once it was loaded and had run.
         load_s: How long its load took; 0 if that was not measured.
+        peak_bytes: The most private memory that it took at any time of its load; 0 if that was not measured.
     """
 
     figures: Figures
     load_s: float = 0.0
+    peak_bytes: int = 0
 
 
 class Learned:
@@ -90,7 +92,17 @@ class Learned:
     def get_signature(self, digest: str, backend: str) -> Signature | None:
         """What a backend said of an artifact, else None."""
         key = f"{_SIGNATURES}{digest}/{backend}"
-        return self._recent(self._signatures, key) or self._get(key, _signature_of)
+        signature = self._recent(self._signatures, key)
+        if signature is None:
+            signature = self._get(key, _signature_of)
+            if signature is not None:
+                with self._lock:
+                    self._signatures[key] = signature
+        return signature
+
+    def has_signature(self, digest: str, backend: str, signature: Signature) -> bool:
+        """Whether that was put or asked for lately; nothing is read from the store."""
+        return self._recent(self._signatures, f"{_SIGNATURES}{digest}/{backend}") == signature
 
     def put_signature(self, digest: str, backend: str, signature: Signature) -> None:
         """Remembers what a backend says of an artifact."""
@@ -122,7 +134,8 @@ class Learned:
         with self._lock:
             self._measured[key] = measured
         figures = measured.figures
-        self._put(key, _json([figures.private_bytes, figures.mapped_bytes, figures.mappings, measured.load_s]))
+        numbers = [figures.private_bytes, figures.mapped_bytes, figures.mappings]
+        self._put(key, _json([*numbers, measured.load_s, measured.peak_bytes]))
 
     def get_prepared(self, digest: str, conditions: str) -> dict[str, Any] | None:
         """What came of preparing an artifact, in the words of whoever put it, else None."""
@@ -216,8 +229,9 @@ def _proof_of(value: bytes) -> Proof:
 
 
 def _measured_of(value: bytes) -> Measured:
-    private_bytes, mapped_bytes, mappings, load_s = json.loads(value)
-    return Measured(Figures(int(private_bytes), int(mapped_bytes), int(mappings)), float(load_s))
+    private_bytes, mapped_bytes, mappings, load_s, peak_bytes = json.loads(value)
+    figures = Figures(int(private_bytes), int(mapped_bytes), int(mappings))
+    return Measured(figures, float(load_s), int(peak_bytes))
 
 
 def _object_of(value: bytes) -> dict[str, Any]:

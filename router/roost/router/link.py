@@ -66,8 +66,13 @@ class Link(Protocol):
     def send_credit(self, number: int, credit: Credit) -> None:
         """Lets the stream of a run go on."""
 
-    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, type_: FrameType, payload: dict[str, Any], *, number: int | None = None) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
+
+        Args:
+            type_: What is asked for.
+            payload: The fields of the request.
+            number: A number from ``next_number``, for whoever wants to cancel it and wait for the answer all the same.
 
         Raises:
             RoostError: What the worker answered.
@@ -178,8 +183,13 @@ class WorkerLink(asyncio.BufferedProtocol):
         """Lets the stream of a run go on; one that has ended meanwhile is fine."""
         self._write([frames.credit_frame(number, credit)])
 
-    async def call(self, type_: FrameType, payload: dict[str, Any]) -> dict[str, Any]:
+    async def call(self, type_: FrameType, payload: dict[str, Any], *, number: int | None = None) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
+
+        Args:
+            type_: What is asked for.
+            payload: The fields of the request.
+            number: A number from ``next_number``, for whoever wants to cancel it and wait for the answer all the same.
 
         Raises:
             RoostError: What the worker answered.
@@ -187,7 +197,7 @@ class WorkerLink(asyncio.BufferedProtocol):
         """
         if self._transport is None or self._transport.is_closing():
             raise LinkLost("the worker is gone")
-        number = self.next_number()
+        number = self.next_number() if number is None else number
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
         try:

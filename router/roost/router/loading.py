@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -21,20 +20,19 @@ from roost.core.errors import (
     RoostError,
     Unavailable,
 )
-from roost.core.tensors import Signature
-from roost.core.units import format_bytes
-from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
-from roost.router.failures import Fault, LoadFailure, next_failure
-from roost.router.instances import WorkerEnded, WorkerLost, create, discard, unload
+from roost.router.creating import Creator
+from roost.router.failures import Fault, failure_error, next_failure
+from roost.router.instances import unload
+from roost.router.loads import Load, LoadPriority, Outcome
 from roost.router.placement import Ledger
-from roost.router.prepared import CopySource, NoCopies, copy_bytes
+from roost.router.prepared import CopySource
 from roost.router.revision import Instance, Revision
 from roost.router.room import Room
+from roost.router.spread import Unplaceable
 from roost.router.states import InstanceEvent, InstanceState
 from roost.router.stats import Stats
 from roost.router.worker import Worker
-from roost.runtimes.prepared.cache import Copy
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +49,11 @@ class Loader:
         catalog: Knows the files and hears how loads went.
         stats: Counts loads and evictions.
         group: Owns the tasks of loads and unloads.
-        timeout_s: After so long a load is given up and its worker ended.
+        timeout_s: After so long a load is given up, unless its model says otherwise.
         concurrency: How many instances are created at once.
         on_outcome: Called after each load with the revision and its error, if any.
+        on_late: Called for a revision whose load is expected to be over at that time, with what those in its queue are
+            told who can't wait so long; returns whether there were any.
     """
 
     def __init__(
@@ -67,49 +67,70 @@ class Loader:
         timeout_s: float,
         concurrency: int,
         on_outcome: Callable[[Revision, RoostError | None], None],
+        on_late: Callable[[Revision, float, RoostError], bool],
     ) -> None:
         self._ledger = ledger
         self._workers = workers
+        for worker in workers:
+            worker.account = ledger.account_of(worker.id)
         self._catalog = catalog
         self._stats = stats
         self._group = group
-        self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(concurrency)
         self._on_outcome = on_outcome
-        self._ids = itertools.count(1)
-        self.room = Room(ledger, self._make_room)
-        self._worker_up = asyncio.Event()
+        self._on_late = on_late
+        self.room = Room(ledger, self._make_room, turns=concurrency, delayed=self._refuse_late)
+        self.creator = Creator(ledger, workers, catalog, stats, self.room, timeout_s, self._drop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self.copies: CopySource = NoCopies()
-        """Where prepared copies are."""
+        self.when_gone: Callable[[Revision], None] = lambda _: None
+        """Told of each retired revision that nothing is left of."""
 
-    async def bring(self, revision: Revision, *, claim: bool = True, older_than: float = math.inf) -> None:
+    @property
+    def copies(self) -> CopySource:
+        """Where prepared copies are."""
+        return self.creator.copies
+
+    @copies.setter
+    def copies(self, copies: CopySource) -> None:
+        self.creator.copies = copies
+
+    async def bring(
+        self,
+        revision: Revision,
+        *,
+        claim: bool = True,
+        priority: LoadPriority | None = None,
+        older_than: float = math.inf,
+        deadline: float = math.inf,
+    ) -> None:
         """Waits until the revision has an instance; the load goes on if the caller goes away.
 
         Args:
             revision: What to load.
             claim: Whether this counts as a use and protects the instance meanwhile.
+            priority: How urgent it is; by default that of a request if it counts as a use, else that of a look.
             older_than: Only instances last used before this may be evicted for it.
+            deadline: When the instance is of no use any more; that it has come is for the caller to see.
 
         Raises:
             Unavailable: If it can't be loaded, with the reason.
-            ResourceExhausted: If there is no memory for it.
+            ResourceExhausted: If there is no memory for it, or it is expected to take longer than until the deadline.
         """
         await self.check(revision)
         if revision.resident():
             return
+        if priority is None:
+            priority = LoadPriority.REQUEST if claim else LoadPriority.LOOK
         revision.waiters += 1
         if claim:
             self._ledger.claim(revision, time.monotonic())
         try:
-            error = await asyncio.shield(self.ensure(revision, older_than=older_than))
+            error = await self._join(revision, priority, older_than, deadline)
             while isinstance(error, Cancelled):  # a load that nobody wanted any more, just before this call came
-                error = await asyncio.shield(self.ensure(revision, older_than=older_than))
+                error = await self._join(revision, priority, older_than, deadline)
         finally:
             revision.waiters -= 1
-            if (claim and self._ledger.unclaim(revision)) or not revision.wanted():
-                self.room.changed()
+            self.left(revision, claim and self._ledger.unclaim(revision))
             self.sweep(revision)
         if error is not None:
             try:
@@ -117,21 +138,86 @@ class Loader:
             finally:
                 del error  # which refers to this frame
 
-    def ensure(self, revision: Revision, *, older_than: float = math.inf) -> asyncio.Future[RoostError | None]:
-        """Starts a load unless one is under way; the future's result is its error, None if it went well."""
+    async def _join(self, revision: Revision, priority: LoadPriority, older_than: float, deadline: float) -> Outcome:
+        """Waits for the outcome of a load, or of being refused as it takes too long."""
+        self.ensure(revision, priority=priority, older_than=older_than)
+        load = revision.load
+        if load is None:
+            return _stopping()
+        caller = load.join(deadline)
+        try:
+            self._refuse_late(load)
+            return await caller
+        finally:
+            load.leave(caller)
+
+    def want(self, revision: Revision) -> None:
+        """Requests wait for a revision that has no instance: it is loaded, and those are refused that can't wait."""
+        self.ensure(revision)
         if revision.load is not None:
-            if older_than == math.inf:
-                self.room.hurry(revision)
-            return revision.load
-        load = revision.load = asyncio.get_running_loop().create_future()
+            self._refuse_late(revision.load)
+
+    def ensure(
+        self,
+        revision: Revision,
+        *,
+        priority: LoadPriority = LoadPriority.REQUEST,
+        older_than: float = math.inf,
+        kept: bool = False,
+    ) -> asyncio.Future[Outcome]:
+        """Starts a load unless one is under way; the future's result is its error, None if it went well."""
+        load = revision.load
+        if load is not None:
+            if load.urge(priority, older_than, kept=kept):
+                self.room.urged(load)
+            return load.future
+        load = Load(revision, asyncio.get_running_loop().create_future(), priority, older_than, kept)
+        revision.load = load
         if self._stopped:
-            self._settle(revision, load, _stopping())
-            return load
-        if older_than < math.inf:
-            self.room.spare(revision, older_than)
-        task = self._start(self._load(revision, load))
-        task.add_done_callback(lambda _: self._settle(revision, load, _stopping()))  # if cancelled before it began
-        return load
+            self._settle(load, _stopping())
+            return load.future
+        load.expected_s = self._stats.expected_load_s(revision.key.name, revision.key.version)
+        self.room.forecast.add(load, time.monotonic())
+        task = self._start(self._load(load))
+        task.add_done_callback(lambda _: self._settle(load, _stopping()))  # if cancelled before it began
+        return load.future
+
+    def add_copy(
+        self,
+        revision: Revision,
+        *,
+        priority: LoadPriority = LoadPriority.SCALE_UP,
+        older_than: float = -math.inf,
+    ) -> asyncio.Future[Outcome]:
+        """Loads one more instance beside those that there are; a load of the revision that is under way is that one.
+
+        Args:
+            revision: What to load.
+            priority: How urgent it is.
+            older_than: Only instances last used before this, or never, may be evicted for it.
+
+        Returns:
+            A future whose result is the error, None if it went well. Nobody has to wait for it. An error is remembered
+            against the revision only if it has no other instance.
+        """
+        return self.ensure(revision, priority=priority, older_than=older_than, kept=True)
+
+    def left(self, revision: Revision, idle: bool) -> None:
+        """Somebody does not wait for a revision any more; an instance may be idle by that."""
+        if revision.load is not None and not revision.load.wanted:
+            self.room.unwanted(revision.load)
+        if idle:
+            self.room.changed()
+
+    def drop_copy(self, instance: Instance) -> None:
+        """Takes out one instance: at once if nobody leases it, else it gets no more batches and goes after its last."""
+        if instance.state is not InstanceState.READY:
+            return
+        if instance.leases:
+            instance.advance(InstanceEvent.DRAIN)
+            self._ledger.leaving(instance.id)
+        else:
+            self.evict(instance)
 
     def stop(self) -> None:
         """Gives up all loads and unloads; the workers end next."""
@@ -176,13 +262,8 @@ class Loader:
         """A prepared copy is damaged: what was loaded from it takes no more batches and goes after its last one."""
         for worker in self._workers:
             for instance in list(worker.instances.values()):
-                if instance.copy is None or instance.copy.key != key or instance.state is not InstanceState.READY:
-                    continue
-                if not instance.leases:
-                    self.evict(instance)
-                else:
-                    instance.advance(InstanceEvent.DRAIN)
-                    self._ledger.leaving(instance.id)
+                if instance.copy is not None and instance.copy.key == key:
+                    self.drop_copy(instance)
 
     def sweep(self, revision: Revision) -> None:
         """Takes out what a retired revision still has, as soon as nobody needs it."""
@@ -190,6 +271,8 @@ class Loader:
             for instance in list(revision.instances):
                 if instance.state is InstanceState.READY and not instance.leases:
                     self.evict(instance)
+            if revision.load is not None:
+                self.room.unwanted(revision.load)
             self._let_go(revision)
 
     def _let_go(self, revision: Revision) -> None:
@@ -197,15 +280,15 @@ class Loader:
         if revision.retired and not (revision.instances or revision.load is not None or revision.wanted()):
             self._catalog.brought.released(revision)
             self._ledger.forget(revision)
+            self.creator.forget(revision)
+            self.when_gone(revision)
 
     def worker_came(self) -> None:
         """A worker is up."""
-        self._worker_up.set()
+        self.creator.worker_came()
 
     def worker_went(self, worker: Worker) -> None:
         """A worker takes nothing any more; its memory stays accounted until ``worker_reaped``."""
-        if not any(w.up for w in self._workers):
-            self._worker_up.clear()
         for instance in worker.instances.values():
             instance.advance(InstanceEvent.WORKER_LOST)
             self._ledger.leaving(instance.id)
@@ -232,130 +315,59 @@ class Loader:
                 instance.advance(InstanceEvent.DRAIN)
                 self._ledger.leaving(number)
 
-    async def _load(self, revision: Revision, load: asyncio.Future[RoostError | None]) -> None:
+    async def _load(self, load: Load) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
-        error: RoostError | None = _stopping()
+        error: Outcome = _stopping()
         try:
-            await self._load_with_retry(revision)
+            await self.creator.run(load)
             error = None
         except RoostError as failed:
-            error = self._remember(revision, failed)
+            error = self._remember(load.revision, failed)
         except Exception:
-            log.exception("loading %s failed", revision.key)
-            error = self._remember(revision, Internal("an unexpected error, see the server's log"))
+            log.exception("loading %s failed", load.revision.key)
+            error = self._remember(load.revision, Internal("an unexpected error, see the server's log"))
         finally:
-            self._settle(revision, load, error)
+            self._settle(load, error)
 
-    def _settle(self, revision: Revision, load: asyncio.Future[RoostError | None], error: RoostError | None) -> None:
+    def _settle(self, load: Load, error: Outcome) -> None:
         """Ends a load with its outcome, the first time it is called for it."""
-        if load.done():
+        if load.future.done():
             return
+        revision = load.revision
         revision.load = None
-        self.room.hurry(revision)
-        load.set_result(error)
+        self.room.forecast.end(load)
+        load.end(error)
         self._on_outcome(revision, error)
         self._let_go(revision)
 
-    async def _load_with_retry(self, revision: Revision) -> None:
-        await self._catalog.prepare(revision)
-        copy = await self.copies.find(revision)
-        if copy is not None and await self._load_copy(revision, copy):
+    def _refuse_late(self, load: Load) -> None:
+        """Refuses those who can't wait until a load is expected to be over.
+
+        If nobody is left by that, it is made all the same if nothing is in its way: or a model whose load takes longer
+        than requests wait would never be loaded.
+        """
+        now = time.monotonic()
+        if load.expected_at <= now:
             return
-        try:
-            await self._load_once(revision)
-        except WorkerLost:
-            log.warning("the worker that loaded %s was lost: it is tried once more", revision.key)
-            await self._load_once(revision)
-
-    async def _load_copy(self, revision: Revision, copy: Copy) -> bool:
-        """Loads a prepared copy; False if the model itself has to be."""
-        try:
-            await self._load_once(revision, copy)
-            return True
-        except (ResourceExhausted, Cancelled):
-            raise
-        except WorkerLost:
-            self.copies.failed(revision, copy, lost=True)
-        except WorkerEnded:
-            raise
-        except RoostError:
-            if revision.failure is not None and revision.failure.final:  # it came into quarantine meanwhile
-                raise
-            self.copies.failed(revision, copy, lost=False)
-        return False
-
-    async def _load_once(self, revision: Revision, copy: Copy | None = None) -> None:
-        await self._worker_up.wait()
-        number = next(self._ids)
-        size_bytes = revision.size_bytes() if copy is None else copy_bytes(revision, copy)
-        await self.room.reserve(number, revision, size_bytes)
-        instance: Instance | None = None
-        try:
-            async with self._slots:
-                worker = await self._choose_worker()
-                if revision.retired and not revision.wanted():
-                    raise Cancelled("the revision was given up before its load began")
-                if revision.failure is not None and revision.failure.final:
-                    raise failure_error(revision, revision.failure, time.monotonic())
-                instance = Instance(number, revision, worker, size_bytes, copy=copy)
-                learned = await self._fill(instance)
-        finally:
-            if instance is None:
-                self._ledger.gone(number)
-                self.room.changed()
-        await self._catalog.remember(revision, learned)
-
-    async def _choose_worker(self) -> Worker:
-        """The worker with the least in it."""
-        while not any(w.up for w in self._workers):  # it may be gone again when this task gets its turn
-            await self._worker_up.wait()
-        return min((w for w in self._workers if w.up), key=lambda w: (w.accounted_bytes(), w.id))
-
-    async def _fill(self, instance: Instance) -> Signature:
-        """Has the worker create an instance that has its memory reserved; returns what the model says of itself."""
-        revision = instance.revision
-        instance.worker.instances[instance.id] = instance
-        revision.instances.append(instance)
-        started = time.monotonic()
-        try:
-            signature = await create(instance, self._timeout_s)
-            revision.describe(effective_signature(revision.description, signature))
-        except WorkerEnded:
-            raise
-        except InvalidArgument:
-            if await discard(instance):
-                self._drop(instance, InstanceEvent.FAILED)
-            raise
-        except BaseException:
-            self._drop(instance, InstanceEvent.FAILED)
-            raise
-        self._finish(instance, time.monotonic() - started)
-        return signature
-
-    def _finish(self, instance: Instance, load_s: float) -> None:
-        revision = instance.revision
-        instance.advance(InstanceEvent.LOADED)
-        self._ledger.loaded(instance.id, time.monotonic(), load_s=load_s)
-        self._stats.loaded(revision.key.name, revision.key.version, load_s)
-        if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
-            revision.failure = None
-            self._catalog.loaded(revision)
-            self.copies.loaded(revision, load_s, instance.copy)
-        log.debug(
-            "loaded %s on worker %d in %.0f ms (%s accounted)",
-            revision.key,
-            instance.worker.id,
-            load_s * 1e3,
-            format_bytes(instance.bytes),
-        )
-        self.room.changed()  # it may be what another load has to wait for
+        kept, load.kept = load.kept, True
+        refusal = load.refusal(now)
+        refused = load.refuse_callers(refusal)
+        if self._on_late(load.revision, load.expected_at, refusal) or refused:
+            load.asked_at = now
+            kept = kept or load.expected_at <= now + load.expected_s
+        load.kept = kept
+        self.left(load.revision, False)
 
     def _remember(self, revision: Revision, error: RoostError) -> RoostError:
-        """Keeps a failure and says what the callers are told; want of memory is nobody's fault and is not kept."""
-        if isinstance(error, ResourceExhausted | Cancelled):
+        """Keeps a failure and says what the callers are told; want of memory or of a place is not kept."""
+        if isinstance(error, ResourceExhausted | Cancelled | Unplaceable):
             return error
         fault = Fault.ARTIFACT if isinstance(error, _ARTIFACT_ERRORS) else Fault.WORKER
         now = time.monotonic()
+        if revision.resident():  # it serves; whoever wanted another instance decides when to try again
+            log.warning("another instance of %s could not be loaded: %s", revision.key, error.message)
+            self._stats.of(revision.key.name, revision.key.version).load_failures += 1
+            return error
         if revision.failure is not None and revision.failure.final:
             return failure_error(revision, revision.failure, now)  # not replaced by one that passes
         failure = revision.failure = next_failure(revision.failure, error.message, fault, now)
@@ -386,15 +398,6 @@ class Loader:
         instance.revision.instances.remove(instance)
         instance.revision.cool()
         self._let_go(instance.revision)
-
-
-def failure_error(revision: Revision, failure: LoadFailure, now: float) -> Unavailable:
-    """What a client is told about a revision that can't be loaded."""
-    retry_after_s = None if failure.until == math.inf else max(0.0, failure.until - now)
-    name, version = revision.key.name, revision.key.version
-    return Unavailable(
-        f"model '{name}' version {version} is not at ready state: {failure.reason}", retry_after_s=retry_after_s
-    )
 
 
 def _stopping() -> Unavailable:

@@ -6,11 +6,9 @@ All of it runs on one event loop, in callbacks: a request costs neither a future
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,21 +18,18 @@ from roost.core.requests import InferRequest, InferResponse
 from roost.router.admission import ByteBudget
 from roost.router.catalog import Catalog
 from roost.router.dispatching import Dispatcher
-from roost.router.failures import Fault, next_failure
-from roost.router.loading import Loader, failure_error
+from roost.router.ends import End
+from roost.router.loading import Loader
+from roost.router.losses import Losses
 from roost.router.pending import Batch, Elsewhere, Pending
 from roost.router.placement import Ledger
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.queues import Queues
+from roost.router.restoring import Restoring
 from roost.router.revision import Revision
 from roost.router.runs import Runs
-from roost.router.states import InstanceState
 from roost.router.stats import Stats
 from roost.router.worker import Worker
-
-log = logging.getLogger(__name__)
-
-QUARANTINE_CRASHES = 3
 
 WhenUnloadable: TypeAlias = Callable[[Revision, InferRequest, RoostError], Awaitable[InferResponse | RoostError]]
 
@@ -52,6 +47,7 @@ class MeshSettings:
         max_queued_bytes: Bytes of input tensors that may wait in all queues together.
         max_answer_bytes: Bytes that large answers may hold together until their clients have read them.
         request_timeout_s: How long a request may take whose own ``timeout`` its model's configuration overrules.
+        worker_labels: The labels of each worker; none where it has no entry.
     """
 
     spec: WorkerSpec
@@ -62,6 +58,7 @@ class MeshSettings:
     max_queued_bytes: int
     max_answer_bytes: int
     request_timeout_s: float = math.inf
+    worker_labels: tuple[Mapping[str, str], ...] = ()
 
 
 class Mesh:
@@ -71,6 +68,7 @@ class Mesh:
         submit: See ``Dispatcher.submit``.
         when_unloadable: Finds another outcome, if there is one, for a request to a model that can't be loaded than
             that error. Not asked where somebody waits who does so: for requests that are not recorded here.
+        contended: See ``Dispatcher``.
     """
 
     def __init__(
@@ -84,12 +82,12 @@ class Mesh:
         launch: Launch = launch,
     ) -> None:
         self._settings = settings
-        self._catalog = catalog
-        self._stats = stats
         self._group = group
         what = "answers that clients have not read yet"
         self.answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
         self.workers = [Worker(number, settings.spec, self, launch, self.answers) for number in range(settings.workers)]
+        for worker, labels in zip(self.workers, settings.worker_labels, strict=False):
+            worker.labels = labels
         self.loader = Loader(
             ledger,
             self.workers,
@@ -99,6 +97,7 @@ class Mesh:
             timeout_s=settings.load_timeout_s,
             concurrency=settings.load_concurrency,
             on_outcome=self._load_ended,
+            on_late=self._load_is_late,
         )
         self.queues = Queues(
             ledger,
@@ -108,10 +107,13 @@ class Mesh:
             request_timeout_s=settings.request_timeout_s,
         )
         self._runs = Runs(ledger, self.loader, stats)
-        self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.ensure, self.loader.sweep)
+        self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.want, self.loader.sweep)
         self.submit = self._dispatcher.submit
+        self.loader.when_gone = self._dispatcher.forget
+        self.contended = self._dispatcher.contended
         self.when_unloadable: WhenUnloadable | None = None
-        self._suspects: dict[Worker, set[Revision]] = {}
+        self._restoring = Restoring(self.loader, ledger, group)
+        self._losses = Losses(self.loader, catalog, self._runs, self._dispatcher, self._restoring)
         self._all_up = asyncio.Event()
         self._stopping = False
         self._keepers: list[asyncio.Task[None]] = []
@@ -130,6 +132,8 @@ class Mesh:
     async def stop(self) -> None:
         """Ends the workers; requests that are still under way are answered with UNAVAILABLE."""
         self._stopping = True
+        self._losses.stop()
+        self._restoring.stop()
         self.loader.stop()
         for keeper in self._keepers:
             keeper.cancel()
@@ -159,15 +163,32 @@ class Mesh:
         revision.retired = True
         self.loader.sweep(revision)
 
-    def _load_ended(self, revision: Revision, error: RoostError | None) -> None:
-        if error is None or (isinstance(error, Cancelled) and revision.queue):
-            now = time.monotonic()
-            for pending in revision.queue:
-                pending.request.context.load_wait_s = now - pending.request.context.queued
+    def hold(self, worker: Worker) -> None:
+        """A worker gets no batches and no loads from now on, until ``resume``; what it has goes on."""
+        worker.recycling = True
+
+    def resume(self, worker: Worker) -> None:
+        """A worker gets batches and loads again, unless it has gone."""
+        worker.recycling = False
+        self.loader.worker_came()
+        for revision in list(worker.waiting):
             self._dispatcher.pump(revision)
+
+    def _load_ended(self, revision: Revision, error: RoostError | None) -> None:
+        if error is None or isinstance(error, Cancelled) or revision.resident():
+            now = time.monotonic()
+            if error is None and len(revision.instances) == 1:  # else they waited for a slot
+                for pending in revision.queue:
+                    pending.request.context.load_wait_s = now - pending.request.context.queued
+            if error is None or revision.queue:
+                self._dispatcher.pump(revision)
             return
         may_be_replaced = self.when_unloadable is not None and revision.failure is not None and not self._stopping
         self._dispatcher.fail_all(revision, error, self._settle_elsewhere if may_be_replaced else None)
+
+    def _load_is_late(self, revision: Revision, until: float, refusal: RoostError) -> bool:
+        """See ``Loader``."""
+        return self._dispatcher.refuse_late(revision, until, refusal)
 
     def _settle_elsewhere(self, pending: Pending, error: RoostError) -> None:
         """A request that nobody would send again waits for a model that can't be loaded, but may have a successor."""
@@ -181,57 +202,18 @@ class Mesh:
     def worker_up(self, worker: Worker) -> None:
         """See ``WorkerEvents``."""
         self.loader.worker_came()
+        self._restoring.begin()
         if all(w.up for w in self.workers):
             self._all_up.set()
 
     def worker_lost(self, worker: Worker) -> None:
-        """See ``WorkerEvents``: what had begun is answered, what had not goes back to the head of its queue once."""
-        suspects = {i.revision for i in worker.instances.values() if i.state is InstanceState.LOADING}
-        self.loader.worker_went(worker)
-        worker.waiting.clear()
-        batches = list(worker.runs.values())
-        worker.runs.clear()
-        worker.backlog_s = 0.0
-        touched = {instance.revision: None for instance in worker.instances.values()}
-        lost: list[Pending] = []
-        for batch in reversed(batches):
-            requests, batch.requests = batch.requests, []
-            has_started = worker.link is not None and worker.link.has_started(batch.number)
-            if has_started:
-                suspects.add(batch.instance.revision)
-            retried = [p for p in requests if not (p.settled or p.retried or has_started or self._stopping)]
-            for pending in retried:
-                pending.retried = True
-            self._dispatcher.again(retried)
-            lost += [pending for pending in requests if pending.batch is not None]
-        self._suspects[worker] = suspects
-        for revision in touched:
-            self._dispatcher.pump(revision)
-        text = "the worker that ran the request was lost; it may be sent again"
-        self._runs.settle_all(lost, Unavailable(text, retry_after_s=1.0))
-
-    def worker_reaped(self, worker: Worker, code: int) -> None:
         """See ``WorkerEvents``."""
-        self.loader.worker_reaped(worker)
-        self._all_up.set()  # or start would wait for ever for one that can't start
-        for revision in self._suspects.pop(worker, ()):
-            if code != -signal.SIGKILL:  # that is an operator, or us, and no model's doing
-                self._crashed(revision)
+        self._losses.lost(worker)
 
-    def _crashed(self, revision: Revision) -> None:
-        """A revision was running or loading when its worker died: the third time in a row it is put in quarantine."""
-        revision.crashes += 1
-        if revision.crashes < QUARANTINE_CRASHES:
-            return
-        reason = f"in quarantine, since {revision.crashes} worker processes ended while they ran or loaded it"
-        now = time.monotonic()
-        revision.failure = next_failure(revision.failure, reason, Fault.ARTIFACT, now)
-        revision.failure.until = math.inf
-        revision.failure_checked = now
-        self._catalog.failed(revision, reason)
-        log.error("%s is put in quarantine", revision.key)
-        error = failure_error(revision, revision.failure, now)
-        self._dispatcher.fail_all(revision, error)  # or each would end another worker
+    def worker_reaped(self, worker: Worker, end: End) -> None:
+        """See ``WorkerEvents``."""
+        self._all_up.set()  # or start would wait for ever for one that can't start
+        self._losses.reaped(worker, end)
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """See ``WorkerEvents``."""

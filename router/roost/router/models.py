@@ -95,10 +95,12 @@ class Opener:
 
     Args:
         explicit: Whether versions wait for a load call.
+        least: Gets the names of models that want to be loaded without being asked for.
     """
 
-    def __init__(self, *, explicit: bool) -> None:
+    def __init__(self, *, explicit: bool, least: set[str] | None = None) -> None:
         self._explicit = explicit
+        self._least = set() if least is None else least
         self._warned: set[tuple[str, str]] = set()
 
     def open(self, folder: ModelFolder) -> Model:
@@ -138,6 +140,8 @@ class Opener:
 
     def _fill(self, model: Model, folder: ModelFolder, description: ModelDescription) -> None:
         model.description = description
+        if description.policy.min_copies:
+            self._least.add(folder.name)
         versions = folder.versions_of(description)
         served = served_versions(description, versions)
         model.unserved = frozenset(versions) - frozenset(served)

@@ -40,6 +40,7 @@ OUTCOME_OF_LIMIT: Mapping[Limit, Outcome] = {
     Limit.BODY_BUDGET: Outcome.REJECTED,
     Limit.ANSWER_BUDGET: Outcome.REJECTED,
     Limit.NO_MEMORY: Outcome.REJECTED,
+    Limit.LOAD_WAIT: Outcome.REJECTED,
     Limit.RECEIVES: Outcome.REJECTED,
     Limit.TOO_LARGE: Outcome.REJECTED,
     Limit.DEADLINE: Outcome.REJECTED,

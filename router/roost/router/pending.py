@@ -48,7 +48,7 @@ class Pending:
         level: Its priority level.
         settled: It has its outcome, or nobody waits for it any more.
         recorded: Whether its end is counted where it is settled.
-        retried: Its worker was lost once before it began.
+        retried: Its worker was lost once and it was sent again.
         batch: The batch that it runs in; None while it waits.
         outcome: What it is answered with once those before it are, if its model keeps the order.
         stream: Gets the responses before the last one, if the revision is decoupled.

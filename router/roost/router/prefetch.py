@@ -9,6 +9,7 @@ from typing import Protocol
 
 from roost.core.errors import RoostError
 from roost.router.eviction import EvictionPolicy
+from roost.router.loads import LoadPriority
 from roost.router.revision import Revision
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ LOOK_EVERY_S = 1.0
 class Bring(Protocol):
     """``Loader.bring``."""
 
-    async def __call__(self, revision: Revision, *, claim: bool = True, older_than: float = ...) -> None:
+    async def __call__(
+        self, revision: Revision, *, claim: bool = True, priority: LoadPriority | None = None, older_than: float = ...
+    ) -> None:
         """Waits until the revision has an instance."""
 
 
@@ -50,7 +53,8 @@ class Prefetch:
     async def _load(self, revision: Revision, left_s: float) -> None:
         """Loads one; what was used within the time that is left until its own use stays."""
         try:
-            await self._bring(revision, claim=False, older_than=time.monotonic() - max(0.0, left_s))
+            older_than = time.monotonic() - max(0.0, left_s)
+            await self._bring(revision, claim=False, priority=LoadPriority.BACKGROUND, older_than=older_than)
         except RoostError as error:
             log.debug("%s was not loaded ahead of its next use: %s", revision.key, error.message)
         except Exception:

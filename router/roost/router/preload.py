@@ -22,8 +22,10 @@ from roost.core.names import VersionKey
 from roost.router.catalog import Catalog
 from roost.router.learned import Learned
 from roost.router.loading import Loader
+from roost.router.loads import LoadPriority
 from roost.router.placement import Fits, Ledger
 from roost.router.revision import Revision
+from roost.router.sizes import file_of, size_of
 from roost.router.states import Availability
 
 log = logging.getLogger(__name__)
@@ -120,10 +122,12 @@ class Preload:
     async def _load(self, revision: Revision, used_at: float) -> None:
         try:
             await self.catalog.prepare(revision)
-            if not isinstance(self.ledger.plan(revision.size_bytes(), time.monotonic()), Fits):
+            copy = await self.loader.copies.find(revision)
+            need = size_of(revision, copy).loading
+            if not isinstance(self.ledger.plan(need, time.monotonic(), file=file_of(revision, copy)), Fits):
                 self.too_large += 1
                 return
-            await self.loader.bring(revision, claim=False, older_than=-math.inf)
+            await self.loader.bring(revision, claim=False, priority=LoadPriority.PRELOAD, older_than=-math.inf)
         except ResourceExhausted:  # others were quicker
             self.too_large += 1
         except RoostError:

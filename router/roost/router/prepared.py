@@ -8,7 +8,7 @@ from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.warmup import warmup_samples
-from roost.router.revision import BASE_BYTES, Revision
+from roost.router.revision import Revision
 from roost.runtimes.prepared.cache import Copy
 from roost.runtimes.prepared.making import CopyOrder
 
@@ -38,15 +38,6 @@ class NoCopies:
 
     def loaded(self, revision: Revision, load_s: float, copy: Copy | None) -> None:
         """Nothing is made."""
-
-
-def copy_bytes(revision: Revision, copy: Copy) -> int:
-    """What an instance from a copy is accounted with: what the config declares, else what loading it took at most."""
-    declared = revision.description.policy.memory_bytes
-    measured = copy.manifest.copy
-    if declared is not None or measured is None:
-        return revision.size_bytes()
-    return BASE_BYTES + max(measured.peak_bytes, measured.private_bytes)
 
 
 def order_of(

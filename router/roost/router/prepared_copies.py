@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cachetools import LRUCache
+from roost.core.figures import Figures
 from roost.router.background import LOOK_EVERY_S, PATIENCE_S, Attempts, Background
 from roost.router.placement import Evict, Fits, Ledger, Refuse
 from roost.router.prepared import order_of
@@ -204,7 +205,7 @@ class PreparedCopies:
         assert artifact is not None
         need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
         self._background.release()
-        match self.ledger.plan(need_bytes, now, older_than=work.since):
+        match self.ledger.plan(Figures(need_bytes), now, older_than=work.since):
             case Fits():
                 self._background.reserve(need_bytes)
                 return True

@@ -15,10 +15,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from roost.router.process import CHILD_ENVIRONMENT
+
 log = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 1 << 20
 _END_TIMEOUT_S = 5.0
+_PAUSE_S = 0.05
 
 Job: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = Mapping[str, Any]
@@ -187,6 +190,8 @@ async def launch_preparer(spec: PreparerSpec) -> PreparerProcess:
     Raises:
         OSError: If the machine has no process, descriptor or memory for it.
     """
+    # There is work because a model was loaded, most often for a request, which goes first.
+    await asyncio.sleep(_PAUSE_S)
     # -P: a module that lies in the working directory must not stand in for one of ours.
     command = [sys.executable, "-P", "-m", "roost.runtimes.preparer"]
     command += ["--log-level", spec.log_level, "--log-format", spec.log_format]
@@ -196,7 +201,7 @@ async def launch_preparer(spec: PreparerSpec) -> PreparerProcess:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=_MAX_ANSWER_BYTES,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1", **threads},
+        env={**os.environ, **CHILD_ENVIRONMENT, **threads},
     )
     return _Launched(process)
 

@@ -11,15 +11,18 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from roost.router.arena import Arena
 from roost.router.link import Link, LinkListener, WorkerLink
+from roost.router.process_watch import Watch
+from roost.runtimes.child import NO_TELEMETRY
+from roost.runtimes.memory import MALLOC_ENVIRONMENT
 
-# Trimming, which workers do after loads and unloads, reaches all of what was freed in the first arena only.
-_WORKER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+CHILD_ENVIRONMENT = {**MALLOC_ENVIRONMENT, **NO_TELEMETRY}
+"""What every process has in its environment that models are loaded in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +68,24 @@ class WorkerProcess(Protocol):
     async def wait(self) -> int:
         """Waits for its end and returns its exit code, or ``-signal``."""
 
+    async def stopped(self) -> None:
+        """Returns when it was stopped by a signal and does not go on."""
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel has ended processes for want of memory just now; asked once it has ended."""
+
 
 Launch: TypeAlias = Callable[[WorkerSpec, int, int, LinkListener], Awaitable[WorkerProcess]]
 """Starts a process of a spec, for a worker's id and epoch, whose link tells the listener; OSError if it can't."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Launched:
+class _Launched(Watch):
     """A child process of this one."""
 
-    process: asyncio.subprocess.Process
-    link: WorkerLink
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+    def __init__(self, process: asyncio.subprocess.Process, link: Link) -> None:
+        super().__init__(process.pid)
+        self.process = process
+        self.link = link
 
     def kill(self) -> None:
         if self.process.returncode is None:
@@ -95,36 +101,53 @@ async def launch(spec: WorkerSpec, worker: int, epoch: int, listener: LinkListen
     Raises:
         OSError: If the machine has no process, descriptor or memory for it.
     """
-    with contextlib.ExitStack() as stack:  # both descriptors are the worker's alone in the end
+    async with new_link(spec, listener) as (link, descriptors):
+        process = await asyncio.create_subprocess_exec(
+            *_command(spec, worker, epoch, *descriptors),
+            pass_fds=descriptors,
+            env=worker_environment(spec, os.environ),
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+    return _Launched(process, link)
+
+
+@contextlib.asynccontextmanager
+async def new_link(spec: WorkerSpec, listener: LinkListener) -> AsyncIterator[tuple[Link, tuple[int, int]]]:
+    """The router's end of a link, and the descriptors of the worker's end and of the arena.
+
+    Those are the worker's alone in the end: they are closed here when the block ends, and if it fails, so is the link.
+
+    Raises:
+        OSError: If there is no descriptor or memory for them.
+    """
+    with contextlib.ExitStack() as stack:
         arena = stack.enter_context(contextlib.closing(Arena(spec.arena_bytes)))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         stack.enter_context(theirs)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         _, link = await loop.create_unix_connection(lambda: WorkerLink(listener, arena), sock=ours)
-        descriptors = (theirs.fileno(), arena.descriptor)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_command(spec, worker, epoch, *descriptors),
-                pass_fds=descriptors,
-                env=_environment(spec, os.environ),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            yield link, (theirs.fileno(), arena.descriptor)
         except BaseException:
             link.abort()
             raise
-    return _Launched(process, link)
 
 
 def _command(spec: WorkerSpec, worker: int, epoch: int, link: int, arena: int) -> list[str]:
     # -P: a module that lies in the working directory must not stand in for one of ours.
     command = [sys.executable, "-P", "-m", "roost.runtimes.worker", "--link-fd", str(link), "--arena-fd", str(arena)]
-    command += ["--id", str(worker), "--kind", spec.kind, "--epoch", str(epoch)]
-    command += ["--slots", str(spec.slots), "--threads", str(spec.threads)]
-    command += ["--log-level", spec.log_level, "--log-format", spec.log_format]
-    return [*command, "--enable-dummy"] if spec.enable_dummy else command
+    return [*command, "--id", str(worker), "--epoch", str(epoch), *worker_arguments(spec)]
 
 
-def _environment(spec: WorkerSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+def worker_arguments(spec: WorkerSpec) -> list[str]:
+    """The part of a command line that all workers of a spec have in common."""
+    arguments = ["--kind", spec.kind, "--slots", str(spec.slots), "--threads", str(spec.threads)]
+    arguments += ["--log-level", spec.log_level, "--log-format", spec.log_format]
+    return [*arguments, "--enable-dummy"] if spec.enable_dummy else arguments
+
+
+def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a worker: the inherited one, with what its memory and its threads need."""
     threads = {name: str(spec.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return {**inherited, **_WORKER_ENVIRONMENT, **threads}
+    return {**inherited, **CHILD_ENVIRONMENT, **threads}

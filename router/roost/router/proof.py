@@ -112,11 +112,11 @@ def conditions_of(description: ModelDescription) -> str:
     samples = warmup_samples(description.config)
     chosen = json.dumps([dict(description.options), samples], sort_keys=True)
     key = hashlib.sha256(chosen.encode()).hexdigest()[:16]
-    return f"{PROOF_VERSION}/{description.backend}/{_runtime_version()}/{key}"
+    return f"{PROOF_VERSION}/{description.backend}/{runtime_version()}/{key}"
 
 
 @cache
-def _runtime_version() -> str:
+def runtime_version() -> str:
     """The version of ONNX Runtime, whichever of its distributions is installed; nothing is imported for that."""
     for distribution in ("onnxruntime", "onnxruntime-gpu"):
         try:

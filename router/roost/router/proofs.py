@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from cachetools import LRUCache
 from roost.core.errors import RoostError
+from roost.core.figures import Figures
 from roost.core.units import format_bytes
 from roost.registry_client.warmup import warmup_samples
 from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, Attempts, Background
@@ -157,7 +158,7 @@ class Proofs:
         need_bytes = self._room_bytes() + PROCESS_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
         held_bytes = self._background.held_bytes
         quiet = self.ledger.reserved_bytes == held_bytes or now - work.since > PATIENCE_S
-        match self.ledger.plan(max(0, need_bytes - held_bytes), now):
+        match self.ledger.plan(Figures(max(0, need_bytes - held_bytes)), now):
             case Fits() if quiet:
                 self._background.reserve(need_bytes)
                 return True
@@ -170,7 +171,7 @@ class Proofs:
 
     def _room_bytes(self) -> int:
         """What batches may take beside the model."""
-        return min(MOST_ROOM_BYTES, max(LEAST_ROOM_BYTES, self.ledger.budget_bytes // 4))
+        return min(MOST_ROOM_BYTES, max(LEAST_ROOM_BYTES, self.ledger.limits.private_bytes // 4))
 
     async def _try(self, key: Key, work: _Work) -> None:
         """Has the preparer try an artifact; whatever comes of it is remembered, unless a load came first."""

@@ -36,7 +36,7 @@ class Queues:
 
     Args:
         ledger: Keeps the claims.
-        loader: Hears when a claim has ended.
+        loader: Hears when nobody waits for a revision any more.
         max_queue: Requests that may wait for one revision.
         max_queued_bytes: Bytes of input tensors that may wait in all queues together.
         request_timeout_s: How long a request may take whose own ``timeout`` its model's configuration overrules.
@@ -196,8 +196,7 @@ class Queues:
                 self._ledger.claim(revision, now)
         elif revision.claimed:
             revision.claimed = False
-            if self._ledger.unclaim(revision) or not revision.wanted():
-                self._loader.room.changed()
+            self._loader.left(revision, self._ledger.unclaim(revision))
 
     def remove(self, pending: Pending) -> None:
         """A request waits no more; one that does not wait is fine."""

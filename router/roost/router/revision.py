@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from roost.core.errors import RoostError
+from roost.core.figures import Figures
 from roost.core.names import VersionKey
 from roost.core.tensors import Signature
+from roost.registry_client.backends import STATELESS_BACKENDS
 from roost.registry_client.batching import BatchPolicy, batch_policy
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
@@ -19,6 +20,7 @@ from roost.registry_client.model_folder import ModelFolder
 from roost.router.batching import Limits, limits_of
 from roost.router.failures import LoadFailure
 from roost.router.intake import Intake
+from roost.router.learned import Measured
 from roost.router.pace import Pace
 from roost.router.pending import Batch, Pending
 from roost.router.proof import Proof
@@ -27,11 +29,10 @@ from roost.router.stats import ModelStats
 from roost.router.validation import Contract
 
 if TYPE_CHECKING:
+    from roost.router.loads import Load
     from roost.router.worker import Worker
     from roost.runtimes.prepared.cache import Copy
 
-BASE_BYTES = 4 << 20
-BYTES_PER_ARTIFACT_BYTE = 3
 _UNKNOWN_PACE = Pace()  # of all models that were never used, of which there may be very many
 
 
@@ -40,20 +41,23 @@ class Instance:
     """One loaded copy of a revision in a worker, or one on its way in or out.
 
     Attributes:
+        figures: What the ledger accounts for it.
         runs: The batches under way, those that were sent first before the others.
         turn_at: When the first of them began, as far as the router can tell.
         copy: The prepared copy that it is loaded from, if so.
+        busy_s: For how long there was a batch under way, up to ``turn_at``.
     """
 
     id: int
     revision: Revision
     worker: Worker
-    bytes: int
+    figures: Figures
     state: InstanceState = InstanceState.LOADING
     leases: int = 0
     runs: list[Batch] = field(default_factory=list)
     turn_at: float = 0.0
     copy: Copy | None = None
+    busy_s: float = 0.0
 
     def free_in_s(self, now: float) -> float:
         """When the batches that it has will have run, as far as that was predicted."""
@@ -98,7 +102,7 @@ class Revision:
         intake: The quick check of requests; None whenever there is no contract.
         served_by: Its name and version, as contexts of requests have them.
         counters: What is counted for its version, from its first request on.
-        load: The load under way, whose outcome all who want the revision wait for.
+        load: The load under way, whose outcome all wait for who want the revision and find no instance.
         waiters: How many wait for an instance besides those in the queue.
         failure: Why it can't be loaded, if so.
         failure_checked: When the files were last looked at for a change that could mend the failure.
@@ -109,8 +113,11 @@ class Revision:
         renewed: When it was last looked whether other files are to take its place.
         labels: What the classes of its outputs are called, by output; read when first asked for.
         decoupled: Whether a request may get more or fewer responses than one.
+        stateless: Whether a request may be run again that was begun with, as nobody can tell.
         proof: What is known of whether its rows may be run together.
         batching: What its configuration shows of that; empty until it was loaded.
+        measured: What an instance takes of what was looked at last, if that is known.
+        measured_copy: Likewise one from a prepared copy, if that was more than when the copy was made.
     """
 
     key: VersionKey
@@ -132,7 +139,7 @@ class Revision:
     pace: Pace = _UNKNOWN_PACE
     intake: Intake | None = None
     counters: ModelStats | None = None
-    load: asyncio.Future[RoostError | None] | None = None
+    load: Load | None = None
     waiters: int = 0
     failure: LoadFailure | None = None
     failure_checked: float = 0.0
@@ -144,13 +151,17 @@ class Revision:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     proof: Proof | None = None
     batching: str = ""
+    measured: Measured | None = None
+    measured_copy: Measured | None = None
     decoupled: bool = field(init=False)
+    stateless: bool = field(init=False)
     served_by: tuple[str, str] = field(init=False)
     policy: BatchPolicy = field(init=False)
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
         self.decoupled = self.description.decoupled
+        self.stateless = self.description.backend in STATELESS_BACKENDS and not self.decoupled
         self.served_by = (self.key.name, self.key.version)
         self.policy = batch_policy(self.description.config)
         self.batch_up_to(self.description.max_batch_size)
@@ -204,14 +215,6 @@ class Revision:
         """The first request has come: from now on it is counted, and learned how long batches take."""
         self.counters = counters
         self.pace = Pace()
-
-    def size_bytes(self) -> int:
-        """What an instance is accounted with: what the config declares, else an upper estimate from the files."""
-        declared = self.description.policy.memory_bytes
-        if declared is not None:
-            return declared
-        assert self.artifact is not None
-        return BASE_BYTES + BYTES_PER_ARTIFACT_BYTE * self.artifact.size_bytes
 
     def cool(self) -> None:
         """An instance is gone: after the last one the files have to be looked at before anything else is promised."""

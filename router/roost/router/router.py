@@ -30,12 +30,16 @@ from roost.router.activity_view import Activity, Question
 from roost.router.catalog import Catalog
 from roost.router.control import Control
 from roost.router.eviction import LRU, POLICIES
+from roost.router.forking import ForkServer, fork_server
 from roost.router.inference import Inference
 from roost.router.learned import Learned
+from roost.router.least import LeastCopies
 from roost.router.looking import Looker
+from roost.router.measuring import Measuring
+from roost.router.memory_watch import MemoryWatch
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Version
-from roost.router.placement import Ledger
+from roost.router.placement import Ledger, Limits
 from roost.router.polling import Polling
 from roost.router.prefetch import Prefetch
 from roost.router.preload import Preload
@@ -45,7 +49,9 @@ from roost.router.proof import BatchingMode
 from roost.router.proofs import Proofs
 from roost.router.recency import Recency
 from roost.router.revision import Revision
-from roost.router.snapshot import view_device, view_worker
+from roost.router.scaling import Scaling
+from roost.router.snapshot import private_bytes_of, view_device, view_worker
+from roost.router.spares import Spares
 from roost.router.states import Availability
 from roost.router.statistics import statistics
 from roost.router.stats import Stats
@@ -74,6 +80,7 @@ class Router:
         control: Control,
         proofs: Proofs,
         preload: Preload,
+        forks: ForkServer,
     ) -> None:
         self._catalog = catalog
         self._mesh = mesh
@@ -85,6 +92,7 @@ class Router:
         self._control = control
         self._proofs = proofs
         self._preload = preload
+        self._forks = forks
         self._sampler = ActivitySampler(catalog, mesh, ledger, stats)
 
     @property
@@ -97,9 +105,14 @@ class Router:
         """The processes of the workers."""
         return [worker.pid for worker in self._mesh.workers if worker.pid]
 
-    def set_budget(self, budget_bytes: int) -> None:
-        """Sets how many private bytes instances may have together."""
-        self._ledger.budget_bytes = budget_bytes
+    @property
+    def pids(self) -> list[int]:
+        """Those, and the one that they are forked from."""
+        return [*self.workers_pids, *([self._forks.pid] if self._forks.pid else [])]
+
+    def set_limits(self, limits: Limits) -> None:
+        """Sets what instances may take together."""
+        self._ledger.limits = limits
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
         """Memory for a large input of a model from which it need not be copied again, if there is any now.
@@ -227,6 +240,7 @@ class Router:
             (view_device(self._ledger, self._mesh.device),),
             tuple(view_worker(worker, self._ledger) for worker in self._mesh.workers),
             self._mesh.answers.used_bytes,
+            private_bytes_of(self._forks.pid),
         )
 
     async def activity(self, question: Question) -> Activity:
@@ -269,10 +283,11 @@ async def router(
     batching: BatchingMode = BatchingMode.PROVEN,
     eviction: str = LRU,
     cache: CopyCache | None = None,
+    measure: bool = True,
 ) -> AsyncIterator[Router]:
     """Runs a router: models listed and workers up at the start, workers gone at the end.
 
-    The device's budget is 0 until ``set_budget`` is called, since what the idle processes use is known only then.
+    The device's budget is 0 until ``set_limits`` is called, since what the idle processes use is known only then.
 
     Args:
         repositories: Where models come from.
@@ -285,18 +300,19 @@ async def router(
         batching: Which models are batched.
         eviction: The policy: one of ``eviction.POLICIES``.
         cache: Where prepared copies are kept; None for none.
+        measure: Whether it is found out what models take.
     """
     stats = Stats()
     policy = POLICIES[eviction]()
-    ledger = Ledger(0, policy)
+    ledger = Ledger(Limits(0), policy)
     with (
         ThreadPoolExecutor(2, thread_name_prefix="roost-disk") as disk,
         ThreadPoolExecutor(1, thread_name_prefix="roost-classify") as classifying,
     ):
         overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
         catalog = Catalog(repositories, learned, disk, explicit=explicit, overrides=overrides)
-        async with asyncio.TaskGroup() as group:
-            mesh = Mesh(settings, ledger, catalog, stats, group)
+        async with asyncio.TaskGroup() as group, fork_server(settings.spec) as forks:
+            mesh = Mesh(settings, ledger, catalog, stats, group, launch=forks.launch)
             try:
                 await catalog.scan()
                 for name in sorted(traffic.models() - set(catalog.names())):
@@ -312,14 +328,23 @@ async def router(
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, _preparer(settings))
                 preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
                 work += (proofs.run(), Recency(learned, stats, disk).run())
+                preparers = [proofs.preparer]
                 if cache is not None:
-                    work.append(_copies(cache, settings, ledger, mesh, proofs, stats, disk).run())
+                    copies = _copies(cache, settings, ledger, mesh, proofs, stats, disk)
+                    preparers.append(copies.preparer)
+                    work.append(copies.run())
+                if measure:
+                    work.append(_measuring(settings, ledger, mesh, catalog, learned, disk, preparers).run())
+                work.append(MemoryWatch(mesh.workers, ledger, mesh.loader.room, mesh, learned, disk).run())
+                least = LeastCopies(catalog, disk)
+                scaling = Scaling(mesh, ledger, least, Spares(mesh.workers, ledger), stats.copies)
+                work += (least.run(), scaling.run())
                 if eviction != LRU:
                     work.append(Prefetch(policy, mesh.loader.bring).run())
                 async with AsyncExitStack() as background:
                     for each in work:
                         await background.enter_async_context(in_background(each))
-                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs, preload)
+                    yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs, preload, forks)
             finally:
                 await mesh.stop()
                 if overrides is not None:
@@ -349,6 +374,36 @@ def _copies(
     )
     loader.copies = copies
     return copies
+
+
+def _measuring(
+    settings: MeshSettings,
+    ledger: Ledger,
+    mesh: Mesh,
+    catalog: Catalog,
+    learned: Learned,
+    disk: Executor,
+    others: Sequence[Preparer],
+) -> Measuring:
+    """Hears of loads from now on; models are measured while no other preparer works."""
+    loader = mesh.loader
+    measuring = Measuring(
+        learned,
+        ledger,
+        loader.room,
+        loader,
+        _preparer(settings),
+        disk,
+        lambda: any(other.pid > 0 for other in others),
+    )
+    others_hear = catalog.when_loaded
+
+    def loaded(revision: Revision) -> None:
+        others_hear(revision)
+        measuring.loaded(revision)
+
+    catalog.when_loaded = loaded
+    return measuring
 
 
 def _preparer(settings: MeshSettings) -> Preparer:

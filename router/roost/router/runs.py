@@ -65,6 +65,8 @@ class Runs:
         if not instance.runs:
             instance.turn_at = now
         instance.runs.append(batch)
+        if not worker.runs:
+            worker.turn_at = now
         worker.runs[number] = batch
         worker.backlog_s += batch.predicted_s
         run = _run_of(batch)
@@ -82,7 +84,9 @@ class Runs:
             return None
         instance = batch.instance
         instance.runs.remove(batch)
-        instance.turn_at = now
+        instance.busy_s += now - instance.turn_at
+        worker.busy_s += now - worker.turn_at
+        instance.turn_at = worker.turn_at = now
         worker.backlog_s = worker.backlog_s - batch.predicted_s if worker.runs else 0.0
         if times is not None:
             revision = instance.revision

@@ -14,12 +14,21 @@ from roost.runtimes.memory import private_bytes
 
 def view_device(ledger: Ledger, name: str) -> DeviceView:
     """The device as it is now."""
-    return DeviceView(name, ledger.budget_bytes, ledger.used_bytes, ledger.reserved_bytes)
+    limits = ledger.limits
+    return DeviceView(
+        name,
+        limits.private_bytes,
+        ledger.used_bytes,
+        ledger.reserved_bytes,
+        ledger.mapped_bytes,
+        0 if limits.memory_bytes == math.inf else int(limits.memory_bytes),
+        0 if limits.mappings == math.inf else int(limits.mappings),
+    )
 
 
 def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
     """The worker as it is now."""
-    now = time.monotonic()
+    now, memory, accounted = time.monotonic(), worker.memory, ledger.figures_of(worker.id)
     return WorkerView(
         worker.id,
         worker.spec.kind,
@@ -32,6 +41,15 @@ def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
         private_bytes_of(worker.pid),
         tuple(_view_instance(instance, ledger, now) for instance in worker.instances.values()),
         worker.link.arena_bytes if worker.link is not None else 0,
+        memory.believed_bytes,
+        memory.mapped_bytes,
+        memory.mappings,
+        memory.trims,
+        memory.recycles,
+        worker.busy_s + (now - worker.turn_at if worker.runs else 0.0),
+        ",".join(f"{name}={value}" for name, value in worker.labels.items()),
+        accounted.mapped_bytes,
+        accounted.mappings,
     )
 
 
@@ -39,7 +57,8 @@ def _view_instance(instance: Instance, ledger: Ledger, now: float) -> InstanceVi
     holding = ledger.holdings.get(instance.id)
     idle_s = max(0.0, now - holding.last_used) if holding is not None and holding.last_used > -math.inf else 0.0
     key = instance.revision.key
-    return InstanceView(key.name, key.version, instance.state.value, instance.bytes, instance.leases, idle_s)
+    size_bytes = instance.figures.private_bytes
+    return InstanceView(key.name, key.version, instance.state.value, size_bytes, instance.leases, idle_s)
 
 
 def private_bytes_of(pid: int) -> int:

@@ -65,7 +65,7 @@ def counted_of(revision: Revision, stats: Stats) -> tuple[ModelStats | None, Cou
 def _statistics_of(revision: Revision, stats: Stats) -> ModelStatistics:
     name, version = revision.key.name, revision.key.version
     own, counted = counted_of(revision, stats)
-    resident_bytes = sum(instance.bytes for instance in revision.instances if instance.state in _RESIDENT)
+    resident_bytes = sum(i.figures.private_bytes for i in revision.instances if i.state in _RESIDENT)
     memory = (MemoryUsage("CPU", 0, resident_bytes),)
     if own is None or not revision.used:
         return ModelStatistics(name, version, memory_usage=memory)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from roost.core.errors import Code, Limit, RoostError
 from roost.core.frames import Response, StepTimes
 from roost.core.requests import InferRequest, RequestContext
+from roost.router.copy_counts import CopyCounts
 from roost.router.outcomes import Outcome, outcome_of
 from roost.router.prepared_counts import PreparedCounts
 from roost.router.records import BatchRecord, RequestRecord, note_steps, record_of
@@ -268,6 +269,7 @@ class Stats:
         on_end: Called with each request that has finished and what it took, for logs.
         on_load: Called with (model name, seconds) after each successful load.
         prepared: What is counted of prepared copies.
+        copies: What is counted of copies that come and go.
     """
 
     models: dict[tuple[str, str], ModelStats] = field(default_factory=dict)
@@ -277,6 +279,7 @@ class Stats:
     on_end: Callable[[InferRequest, RequestRecord], None] | None = None
     on_load: Callable[[str, float], None] | None = None
     prepared: PreparedCounts = field(default_factory=PreparedCounts)
+    copies: CopyCounts = field(default_factory=CopyCounts)
 
     def of(self, name: str, version: str) -> ModelStats:
         """The counters of a version, made if they are not there."""
@@ -326,6 +329,11 @@ class Stats:
         stats.last_load_s = load_s
         if self.on_load is not None:
             self.on_load(name, load_s)
+
+    def expected_load_s(self, name: str, version: str) -> float:
+        """How long the next load takes at least, as far as those before tell; 0 if there was none."""
+        stats = self.of(name, version)
+        return min(stats.last_load_s, stats.load_s / stats.loads) if stats.loads else 0.0
 
 
 def _no_batches(rows: int) -> array[int]:

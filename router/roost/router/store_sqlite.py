@@ -20,6 +20,10 @@ from roost.router.store_watches import Watches
 
 log = logging.getLogger(__name__)
 
+_BUSY_MS = 50
+"""How long a write waits for another process that writes, such as somebody's ``sqlite3``. Loads wait for it, and what
+is not written is learned again."""
+
 _AFTER = b"\xff"
 """Sorts after every continuation of a prefix."""
 
@@ -176,6 +180,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         prepare(connection)
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     except BaseException:
         connection.close()
         raise

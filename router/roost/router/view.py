@@ -25,7 +25,10 @@ class WorkerView:
     """A worker process.
 
     ``private_bytes`` is what the kernel said last, ``arena_bytes`` what tensors take of the memory that it shares with
-    the router; ``state`` is starting, up or down.
+    the router; ``state`` is starting, up or down. ``believed_bytes`` is what its process had when it was started and
+    what its instances are accounted with; ``mapped_bytes`` and ``mappings`` are the kernel's figures, some seconds old.
+    ``accounted_mapped_bytes`` and ``accounted_mappings`` are what the ledger has for its instances.
+    ``busy_s`` is for how long it had something to run; ``labels`` are as ``--worker-labels`` has them.
     """
 
     id: int
@@ -39,16 +42,32 @@ class WorkerView:
     private_bytes: int
     instances: tuple[InstanceView, ...]
     arena_bytes: int = 0
+    believed_bytes: int = 0
+    mapped_bytes: int = 0
+    mappings: int = 0
+    trims: int = 0
+    recycles: int = 0
+    busy_s: float = 0.0
+    labels: str = ""
+    accounted_mapped_bytes: int = 0
+    accounted_mappings: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """Memory with a budget. ``used_bytes`` includes ``reserved_bytes``, which loads hold that are under way."""
+    """Memory with a budget. ``used_bytes`` includes ``reserved_bytes``, which loads hold that are under way.
+
+    ``mapped_bytes`` are of files that are mapped, each counted once; with ``used_bytes`` they stay below
+    ``memory_limit_bytes``. ``mappings_limit`` is how many one process may have for models. A limit of 0 is none.
+    """
 
     name: str
     budget_bytes: int
     used_bytes: int
     reserved_bytes: int
+    mapped_bytes: int = 0
+    memory_limit_bytes: int = 0
+    mappings_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,7 @@ class MeshView:
     """All of it.
 
     ``queued`` counts requests that wait; ``body_bytes`` and ``answer_bytes`` are what request bodies and unread answers
-    hold of their budgets.
+    hold of their budgets; ``fork_server_bytes`` is the private memory of the process that workers are forked from.
     """
 
     ready: bool
@@ -67,3 +86,4 @@ class MeshView:
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
     answer_bytes: int = 0
+    fork_server_bytes: int = 0

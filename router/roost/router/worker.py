@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from roost.core.errors import RoostError
 from roost.core.frames import Response
+from roost.router.accounts import Process
 from roost.router.admission import ByteBudget
+from roost.router.drift import WorkerMemory
+from roost.router.ends import Backoff, End, end_of
 from roost.router.link import Link
 from roost.router.pending import Batch
 from roost.router.process import Launch, WorkerProcess, WorkerSpec
@@ -23,12 +28,11 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
-HEALTHY_AFTER_S = 10.0
-FIRST_BACKOFF_S = 0.1
-LONGEST_BACKOFF_S = 10.0
 SHORT_S = 0.002
 """Runs that take no longer together may wait in a worker, where they can't be ordered any more."""
 MAX_RUNS = 16
+AN_INSTANT_S = 0.0001
+"""A run that is not over will take so long at least."""
 
 
 class WorkerEvents(Protocol):
@@ -40,8 +44,8 @@ class WorkerEvents(Protocol):
     def worker_lost(self, worker: Worker) -> None:
         """It takes nothing any more; its requests want an answer. Its memory is still taken."""
 
-    def worker_reaped(self, worker: Worker, code: int) -> None:
-        """Its process has ended with this code, or by signal ``-code``, and its memory is free."""
+    def worker_reaped(self, worker: Worker, end: End) -> None:
+        """Its process has ended, and its memory is free."""
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """A run has a response, the last one or one of a stream."""
@@ -67,6 +71,13 @@ class Worker:
         runs: Batches under way, by run number.
         backlog_s: How long those were expected to take, all together.
         waiting: Revisions that have requests and an instance here, but found no free slot: first come first served.
+        labels: What models may require or prefer.
+        turn_at: When the first of the batches under way began, as far as the router can tell.
+        busy_s: For how long there was a batch under way, up to then.
+        busy_share: For which share of the last seconds there was one.
+        account: What its instances are accounted with, those included that are to be loaded here; the ledger's.
+        memory: What is known of what its process takes.
+        recycling: Whether it gets nothing new, since its process is to be replaced once what it has is done.
     """
 
     id: int
@@ -83,9 +94,19 @@ class Worker:
     runs: dict[int, Batch] = field(default_factory=dict)
     backlog_s: float = 0.0
     waiting: dict[Revision, None] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    turn_at: float = 0.0
+    busy_s: float = 0.0
+    busy_share: float = 0.0
+    account: Process = field(default_factory=Process)
+    memory: WorkerMemory = field(default_factory=WorkerMemory)
+    recycling: bool = False
     _hello: asyncio.Future[bool] | None = None
     _lost: asyncio.Event = field(default_factory=asyncio.Event)
     _process: WorkerProcess | None = None
+    _ended_for: End | None = None
+    _up_at: float = math.inf
+    _lost_link: Link | None = None
 
     @property
     def up(self) -> bool:
@@ -95,7 +116,7 @@ class Worker:
     @property
     def has_slot(self) -> bool:
         """Whether it would begin with another run at once."""
-        return len(self.runs) < self.spec.slots
+        return len(self.runs) < self.spec.slots and not self.recycling
 
     def takes(self, run_s: float, now: float) -> bool:
         """Whether it may have another run that is expected to take so long.
@@ -105,49 +126,55 @@ class Worker:
         """
         if self.has_slot:
             return True
-        if len(self.runs) >= MAX_RUNS or self.backlog_s + run_s > SHORT_S:
+        if self.recycling or len(self.runs) >= MAX_RUNS or self.backlog_s + run_s > SHORT_S:
             return False
         oldest = next(iter(self.runs.values()))
         return now - oldest.sent <= SHORT_S
 
-    def accounted_bytes(self) -> int:
-        """What its instances are accounted with."""
-        return sum(instance.bytes for instance in self.instances.values())
+    def wait_s(self, now: float) -> float:
+        """How long the batches that it has will keep it busy, as far as that was predicted.
+
+        One that is late by some time is expected to take that long again: so a worker that hangs is avoided more and
+        more, and one whose batch took a little longer is not.
+        """
+        runs = self.runs
+        return max(abs(self.backlog_s - (now - self.turn_at)), AN_INSTANT_S * len(runs)) if runs else 0.0
 
     async def keep_running(self) -> None:
         """Starts the process, and again whenever it ends, until cancelled; then ends it."""
-        backoff_s = 0.0
+        backoff, end = Backoff(), End.EXITED
         for self.epoch in itertools.count(1):
-            if backoff_s:
-                await asyncio.sleep(backoff_s)
-            started = time.monotonic()
+            self._up_at = math.inf
             try:
                 await self._run_once()
             except OSError as error:  # no process, descriptor or memory to be had: later there may be
                 log.error("worker %d can't be started: %s", self.id, error)
             finally:
                 try:
-                    await self._end()
+                    end = await self._end()
                 except asyncio.CancelledError:  # the stop came meanwhile: a process that was begun with is waited for
                     await self._end()
                     raise
-            healthy = time.monotonic() - started > HEALTHY_AFTER_S
-            first = FIRST_BACKOFF_S if self.epoch > 1 else 0.0  # the first end is most often a one-off
-            backoff_s = 0.0 if healthy else min(LONGEST_BACKOFF_S, backoff_s * 2 or first)
+            backoff_s = backoff.after(max(0.0, time.monotonic() - self._up_at), end)
             self.restarts += 1
             log.warning("worker %d ended and is started again in %.1f s", self.id, backoff_s)
+            if backoff_s:
+                await asyncio.sleep(backoff_s)
 
-    def kill(self) -> None:
-        """Ends the process at once, because it does not answer any more."""
+    def kill(self, reason: End = End.GIVEN_UP) -> None:
+        """Ends the process at once, because it does not do what it has to."""
         if self._process is not None:
+            self._ended_for = self._ended_for or reason
             self._process.kill()
 
     async def _run_once(self) -> None:
-        self.state = "starting"
+        self.state, self._ended_for = "starting", None
         self._lost.clear()
         hello = self._hello = asyncio.get_running_loop().create_future()
-        self._process = await self.launch(self.spec, self.id, self.epoch, self)
-        self.pid, self.link = self._process.pid, self._process.link
+        process = self._process = await self.launch(self.spec, self.id, self.epoch, self)
+        self.pid, self.link = process.pid, process.link
+        if self._lost_link is self.link:  # it has ended before anybody knew of it
+            self._lose()
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 said_hello = await hello
@@ -157,12 +184,13 @@ class Worker:
         if not said_hello:
             log.error("worker %d ended before it was up", self.id)
             return
-        self.state = "up"
+        self.state, self._up_at = "up", time.monotonic()
         self.events.worker_up(self)
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._watch(self._process.link))
+            watches = [group.create_task(self._watch(process.link)), group.create_task(self._watch_stop(process))]
             await self._lost.wait()
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
 
     async def _watch(self, link: Link) -> None:
         """Ends a process that does not answer, unless it loads: that may keep it busy, and has a timeout of its own."""
@@ -171,31 +199,44 @@ class Worker:
             if not any(instance.state is InstanceState.LOADING for instance in self.instances.values()):
                 break
         log.error("worker %d does not answer: it is ended", self.id)
-        self.kill()
+        self.kill(End.HUNG)
 
-    async def _end(self) -> None:
-        """Makes sure that the process has ended and everybody who waits for it knows."""
+    async def _watch_stop(self, process: WorkerProcess) -> None:
+        """Ends a process that was stopped: whatever it is busy with, it will not get on with it."""
+        await process.stopped()
+        log.error("worker %d was stopped by a signal and does not answer: it is ended", self.id)
+        self.kill(End.STOPPED)
+
+    async def _end(self) -> End:
+        """Makes sure that the process has ended and everybody who waits for it knows; says why it has."""
         if self.link is not None:
             self.link.abort()
-        process, code = self._process, 0
+        process, end = self._process, End.EXITED
         if process is not None:
             if self._lost.is_set():
-                self.kill()  # a process that lost its link is of no use, and must not keep memory
+                process.kill()  # one that lost its link is of no use, and must not keep memory
             try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     code = await process.wait()
             except TimeoutError:
-                self.kill()
+                process.kill()
                 code = await process.wait()
-            log.info("worker %d (process %d) ended: %s", self.id, self.pid, _cause(code))
+            end = end_of(code, self._ended_for, ran_out_of_memory=process.ran_out_of_memory())
+            log.info("worker %d (process %d) ended: %s", self.id, self.pid, _cause(code, end))
         self._lose()
-        self._process = self.link = None
+        self._process = self.link = self._lost_link = None
         self.pid = 0
-        self.events.worker_reaped(self, code)
+        self.events.worker_reaped(self, end)
+        return end
 
     def on_hello(self, hello: dict[str, Any]) -> None:
         """See ``LinkListener``."""
-        log.info("worker %d is up: process %s, runtimes %s", self.id, self.pid, ", ".join(hello.get("runtimes", [])))
+        log.info(
+            "worker %d is up: process %s, runtimes %s",
+            self.id,
+            hello.get("pid"),
+            ", ".join(hello.get("runtimes", [])),
+        )
         if self._hello is not None and not self._hello.done():
             self._hello.set_result(True)
 
@@ -213,14 +254,17 @@ class Worker:
 
     def on_lost(self, link: Link) -> None:
         """See ``LinkListener``."""
-        if link is self.link:  # else it is the link of a process before this one
+        if link is self.link:  # else it is the link of a process before this one, or of one that is being started
             self._lose()
+        else:
+            self._lost_link = link
 
     def _lose(self) -> None:
         if self.state == "down":
             return
         was_up = self.up
         self.state = "down"
+        self.recycling = False
         self._lost.set()
         if self._hello is not None and not self._hello.done():
             self._hello.set_result(False)
@@ -228,5 +272,6 @@ class Worker:
             self.events.worker_lost(self)
 
 
-def _cause(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+def _cause(code: int, end: End) -> str:
+    cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{cause}, as memory has run out" if end is End.OUT_OF_MEMORY else cause

@@ -8,6 +8,10 @@ be overridden by request parameters of the same name:
 ``load_s``, ``run_s``    how long a load or run takes; cancellation ends it
 ``load_bytes``           memory that an instance holds
 ``fail_load``            message of the INVALID_ARGUMENT that loading ends with
+``loads_in``             a file with process ids; in all other processes loading ends with INTERNAL
+``load_after``           a file that loading waits for; cancellation ends it
+``unload_after``         a file that unloading waits for
+``load_begun``           a file that every load adds a line to once it has begun: process id and file
 ``echo``                 outputs repeat the inputs, by position, where datatypes agree (default); else zeros
 ``state``                an output ``count`` holds how many runs the instance has had, this one included
 ``stream``               number of responses to a run (default 1; 0 and more than 1 are for decoupled models);
@@ -37,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from roost.core.errors import Cancelled, Code, InvalidArgument, RoostError, error_of
+from roost.core.errors import Cancelled, Code, Internal, InvalidArgument, RoostError, error_of
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array, to_array
 from roost.runtimes.protocol import Cancellation, LoadSpec, RunHandle
 
@@ -61,6 +65,11 @@ class DummyRuntime:
             signature = Signature(_specs(behaviour["inputs"]), _specs(behaviour["outputs"]))
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InvalidArgument(f"not a dummy model: {type(error).__name__}") from None
+        if "load_begun" in behaviour:
+            with Path(behaviour["load_begun"]).open("a") as begun:
+                begun.write(f"{os.getpid()} {spec.path}\n")
+        if "load_after" in behaviour:
+            _wait_for(Path(behaviour["load_after"]), spec.cancellation, "load")
         if behaviour.get("hang") == "load":
             threading.Event().wait()
         _sleep(float(behaviour.get("load_s", 0)), spec.cancellation, "load")
@@ -68,6 +77,8 @@ class DummyRuntime:
             _crash()
         if "fail_load" in behaviour:
             raise InvalidArgument(str(behaviour["fail_load"]))
+        if "loads_in" in behaviour and str(os.getpid()) not in Path(behaviour["loads_in"]).read_text().split():
+            raise Internal("this worker can't load it")
         return DummyModel(signature, behaviour)
 
 
@@ -119,7 +130,9 @@ class DummyModel:
         return []
 
     def close(self) -> None:
-        """Drops the ballast."""
+        """Drops the ballast, once that is wanted."""
+        if "unload_after" in self._behaviour:
+            _wait_for(Path(self._behaviour["unload_after"]), Cancellation(), "unload")
         self._ballast = bytearray()
 
     def _outputs(
@@ -180,6 +193,11 @@ def _sleep(duration_s: float, cancellation: Cancellation, what: str) -> None:
     cancellation.on_cancel(woken.set)
     if woken.wait(duration_s):
         raise Cancelled(f"the {what} was cancelled")
+
+
+def _wait_for(file: Path, cancellation: Cancellation, what: str) -> None:
+    while not file.exists():
+        _sleep(0.005, cancellation, what)
 
 
 def _touched(size: int) -> bytearray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +12,10 @@ from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
 from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
+from roost.runtimes.leftovers import Leftovers, left_by_load
 from roost.runtimes.link import Link
 from roost.runtimes.memory import private_bytes, trim_memory
+from roost.runtimes.niceness import let_runs_go_first
 from roost.runtimes.protocol import LoadSpec, Runtime
 from roost.runtimes.reading import Reading
 from roost.runtimes.runs import Runs
@@ -40,6 +43,8 @@ class Executor:
         self._runs = Runs(link, self._instances, shared, slots, threads)
         self._loads: dict[int, LoadSpec] = {}
         self._loads_lock = threading.Lock()
+        self._leftovers = Leftovers()
+        self._grown_bytes: dict[int, int] = {}  # by how much loading an instance has made the process grow
 
     def serve(self) -> None:
         """Works until the router closes the link.
@@ -63,6 +68,8 @@ class Executor:
                 self._answer(request, self._begin_load, parse_control(payload))
             case FrameType.UNLOAD:
                 self._answer(request, self._begin_unload, parse_control(payload))
+            case FrameType.TRIM:
+                self._answer(request, self._begin_trim, parse_control(payload))
             case FrameType.STATUS:
                 self._link.send([self._status(request)])
             case ignored if ignored in _IGNORED:
@@ -99,7 +106,9 @@ class Executor:
         with self._loads_lock:
             self._loads[request] = spec
         try:
-            _in_thread(f"load-{instance}", self._load, request, instance, self._runtimes[backend], spec)
+            # The threads that run a model are made by the one that loads it, and would be as nice as that.
+            in_thread = _in_thread if spec.makes_threads else _in_nice_thread
+            in_thread(f"load-{instance}", self._load, request, instance, self._runtimes[backend], spec)
         except ResourceExhausted:
             self._end_load(request, instance)
             raise
@@ -113,23 +122,29 @@ class Executor:
         self._link.send([reply])
 
     def _try_load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec) -> bytes:
+        before_bytes = private_bytes()
         start_ns = time.monotonic_ns()
-        model = runtime.load(spec)
-        load_ns = time.monotonic_ns() - start_ns
+        try:
+            model = runtime.load(spec)
+        finally:
+            load_ns = time.monotonic_ns() - start_ns
+            self._leftovers.add(left_by_load(spec.root))
+        after_bytes = private_bytes()
         fields = {
             "instance": instance,
             "signature": model.signature.to_json(),
             "load_ns": load_ns,
-            "private_bytes": private_bytes(),
+            "private_bytes": after_bytes,
         }
         with self._loads_lock:
             # Decided under the lock: a CANCEL comes either before, and no instance appears, or too late.
             if not spec.cancellation.cancelled:
                 del self._loads[request]
+                self._grown_bytes[instance] = after_bytes - before_bytes
                 self._instances.put(instance, model)
                 return control_frame(FrameType.STATUS, request, fields)
         model.close()
-        trim_memory()
+        self._leftovers.add(after_bytes - before_bytes)
         raise Cancelled("the load was cancelled")
 
     def _end_load(self, request: int, instance: int) -> None:
@@ -142,7 +157,7 @@ class Executor:
         # Taken out here, not in the thread: runs that come after this frame must not find it.
         instance = self._instances.remove(instance_id)
         try:
-            _in_thread(f"unload-{instance_id}", self._unload, request, instance_id, instance)
+            _in_nice_thread(f"unload-{instance_id}", self._unload, request, instance_id, instance)
         except ResourceExhausted:
             # No thread to be had: do it here, late answers are better than a leaked model.
             self._unload(request, instance_id, instance)
@@ -151,12 +166,25 @@ class Executor:
         try:
             self._instances.wait_idle(instance)
             instance.model.close()
-            trim_memory()
+            self._leftovers.add(self._grown_bytes.pop(instance_id, 0))
             fields = {"instance": instance_id, "private_bytes": private_bytes()}
             reply = control_frame(FrameType.STATUS, request, fields)
         except (Exception, SystemExit) as error:
             reply = failure_frame(request, error, "the unload")
         self._link.send([reply])
+
+    def _begin_trim(self, request: int, fields: dict[str, Any]) -> None:
+        _in_thread("trim", self._trim, request, bool(fields.get("collect", False)))
+
+    def _trim(self, request: int, collect: bool) -> None:
+        """Gives back what is free, after collecting garbage if it is worth that all threads stop meanwhile.
+
+        Not in a nice thread: runs wait for the interpreter and the heap while it has them.
+        """
+        if collect:
+            gc.collect()
+        trim_memory()
+        self._link.send([control_frame(FrameType.STATUS, request, {"private_bytes": private_bytes()})])
 
     def _status(self, request: int) -> bytes:
         fields = {
@@ -165,6 +193,16 @@ class Executor:
             "running": self._runs.running(),
         }
         return control_frame(FrameType.STATUS, request, fields)
+
+
+def _in_nice_thread(name: str, target: Callable[..., None], *args: Any) -> None:
+    """A thread that runs go before."""
+
+    def run() -> None:
+        let_runs_go_first()
+        target(*args)
+
+    _in_thread(name, run)
 
 
 def _in_thread(name: str, target: Callable[..., None], *args: Any) -> None:

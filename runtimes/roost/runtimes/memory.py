@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import ctypes
 
+from roost.core.figures import Figures
+
+MALLOC_ENVIRONMENT = {
+    # Trimming reaches all of what was freed in the first arena only.
+    "MALLOC_ARENA_MAX": "1",
+    # What is larger is mapped, and unmapped when it is freed: trimming what a large load or unload leaves behind in the
+    # heap keeps whoever allocates waiting for milliseconds. Without a number malloc finds its own, up to twice as much;
+    # with a smaller one the buffers of batches would be mapped anew for each run.
+    "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
+    # Else, with the number above given, each run that frees as much as 128 KiB gives it back, to ask for it again.
+    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
+}
+"""How glibc's malloc is set up in processes that have models."""
+
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _FIELDS = (b"RssAnon:", b"VmSwap:")
+_FILE_FIELD = b"RssFile:"
+_SHARED_OUT_FIELDS = (b"Pss_Anon:", b"SwapPss:")
 
 
 def private_bytes(pid: int | str = "self") -> int:
@@ -21,11 +37,72 @@ def private_bytes(pid: int | str = "self") -> int:
     return total_kb * 1024
 
 
+def shared_out_bytes(pid: int | str = "self") -> int:
+    """Anonymous memory of a process, of which what n processes share counts as the n-th part: sums count it once.
+
+    Counted page by page, for processes that have little.
+
+    Raises:
+        OSError: If it has ended, or its pages must not be looked at.
+    """
+    total_kb = 0
+    with open(f"/proc/{pid}/smaps_rollup", "rb") as pages:
+        for line in pages:
+            if line.startswith(_SHARED_OUT_FIELDS):
+                total_kb += int(line.split()[1])
+    return total_kb * 1024
+
+
+def memory_of(pid: int | str = "self") -> Figures:
+    """What a process has in memory; its mappings, which take long to count, are 0.
+
+    Raises:
+        OSError: If it has ended.
+    """
+    private_kb = mapped_kb = 0
+    with open(f"/proc/{pid}/status", "rb") as status:
+        for line in status:
+            if line.startswith(_FIELDS):
+                private_kb += int(line.split()[1])
+            elif line.startswith(_FILE_FIELD):
+                mapped_kb = int(line.split()[1])
+    return Figures(private_kb * 1024, mapped_kb * 1024)
+
+
+def mappings_of(pid: int | str = "self") -> int:
+    """How many mappings a process has; takes tens of milliseconds where there are tens of thousands.
+
+    Raises:
+        OSError: If it has ended.
+    """
+    with open(f"/proc/{pid}/maps", "rb") as maps:
+        return sum(1 for _ in maps)
+
+
+_MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
+class _MallInfo(ctypes.Structure):
+    """What ``mallinfo2`` of glibc 2.33 and later says."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO)
+
+
+def allocated_bytes() -> int:
+    """What malloc has given out and not got back, to the byte; 0 where it does not say."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return 0
+    mallinfo.restype = _MallInfo
+    found = mallinfo()
+    return int(found.uordblks) + int(found.hblkhd)
+
+
 def trim_memory() -> None:
     """Gives the pages that malloc keeps free back to the system; without it a freed model's memory stays here.
 
     It does not reach the free end of the arenas that threads other than the first have, so whoever starts a worker
-    sets ``MALLOC_ARENA_MAX`` to 1.
+    starts it with ``MALLOC_ENVIRONMENT``.
     """
     if _malloc_trim is not None:  # glibc only
         _malloc_trim(0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,23 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError, Unimplemented
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array, to_array
-from roost.runtimes.failures import without_paths, without_source
-from roost.runtimes.memory import trim_memory
+from roost.runtimes.buffers import Buffers
+from roost.runtimes.onnx_session import (
+    FATAL,
+    ORT_ERRORS,
+    PREPARED_ENTRY,
+    create_session,
+    is_no_memory,
+    reason_of,
+    session_options,
+    set_up,
+    to_be_prepared,
+)
 from roost.runtimes.protocol import LoadSpec, RunHandle
 
-_FATAL = 4  # ORT would print what it raises as well, and with paths
 _BFLOAT16 = 16  # TensorProto.DataType
 _BIND_BYTES = 1 << 20
-_PROVIDERS = ["CPUExecutionProvider"]
+_KNOWN_INTERFACES = 256
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -40,43 +51,6 @@ _DATATYPES = {
     "tensor(bfloat16)": "BF16",
 }
 
-# ORT's own exceptions share no base class but Exception.
-_ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    ort_errors.EPFail,
-    ort_errors.NoModel,
-    RuntimeError,
-    ValueError,
-)
-_ARTIFACT_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-)
-_GRAPH_LEVELS = {
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
-_COPY = "model.onnx"
-_COPY_OPTIONS = {
-    "session.optimized_model_external_initializers_file_name": "model.data",
-    # Each external weight is a mapping of its own, and smaller ones are not worth the page that it begins.
-    "session.optimized_model_external_initializers_min_size_in_bytes": "16384",
-    "session.save_external_prepacked_constant_initializers": "1",
-}
-_CODE_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_NO_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
 _SHAPES = re.compile(
     r"broadcast|dimension|shape|rank|\baxis\b|out of (data )?bounds|cannot be reshaped|integer overflow", re.IGNORECASE
 )
@@ -88,7 +62,11 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self) -> None:
-        ort.set_default_logger_severity(_FATAL)
+        ort.set_default_logger_severity(FATAL)
+        # Workers are forked: with the seed that all of them inherit, each would draw the same random numbers.
+        ort.set_seed(int.from_bytes(os.urandom(7), "little"))
+        set_up()
+        self._buffers = Buffers()
 
     def load(self, spec: LoadSpec) -> OnnxModel:
         """Creates a session from the model's path, which, unlike creating one from bytes, lets other threads run.
@@ -99,10 +77,14 @@ class OnnxRuntime:
             Cancelled: If the load was cancelled.
             Unimplemented: If it mixes BF16 with strings.
         """
-        options = _session_options(spec.threads, spec.options)
-        if spec.prepared:  # what there was to optimise is done
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return OnnxModel(self._session(spec, options), spec.root)
+        options = session_options(spec.threads, spec.options)
+        if not spec.prepared:
+            return OnnxModel(create_session(spec, options), spec.root)
+        # What there was to optimise is done. Weights are packed only to see that it would give what the copy has.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with self._buffers.reused():
+            session = create_session(spec, options)
+        return OnnxModel(session, spec.root)
 
     def prepare(self, spec: LoadSpec, folder: str) -> str:
         """Saves the optimised graph, and beside it the weights, packed as kernels want them, to be mapped into memory.
@@ -110,24 +92,38 @@ class OnnxRuntime:
         Raises:
             RoostError: See ``load``.
         """
-        options = _session_options(spec.threads, spec.options)
-        options.optimized_model_filepath = os.path.join(folder, _COPY)
-        for key, value in _COPY_OPTIONS.items():
-            options.add_session_config_entry(key, value)
-        self._session(spec, options)
-        return _COPY
+        options = session_options(spec.threads, spec.options)
+        to_be_prepared(options, folder)
+        create_session(spec, options)
+        return PREPARED_ENTRY
 
-    def _session(self, spec: LoadSpec, options: ort.SessionOptions) -> ort.InferenceSession:
-        spec.cancellation.on_cancel(lambda: options.set_load_cancellation_flag(True))
-        try:
-            return ort.InferenceSession(spec.path, options, providers=_PROVIDERS, enable_fallback=0)
-        except ort_errors.ModelLoadCanceled:
-            raise Cancelled("the load was cancelled") from None
-        except _ORT_ERRORS as error:
-            raise _load_error(error, spec) from error
-        finally:
-            # Parsing and optimising leave several times the model's size behind.
-            trim_memory()
+
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    """What follows from a signature."""
+
+    signature: Signature
+    input_names: frozenset[str]
+    output_names: list[str]
+    datatypes: Mapping[str, str]
+    is_dynamic: bool
+    has_bf16: bool
+
+
+@functools.lru_cache(_KNOWN_INTERFACES)
+def _interface_of(signature: Signature) -> _Interface:
+    """Models with equal signatures share one: there may be thousands of them."""
+    datatypes = {spec.datatype for spec in (*signature.inputs, *signature.outputs)}
+    if {"BF16", "BYTES"} <= datatypes:
+        raise Unimplemented("a model with both BF16 and string tensors can't be served")
+    return _Interface(
+        signature,
+        frozenset(spec.name for spec in signature.inputs),
+        [spec.name for spec in signature.outputs],
+        {spec.name: spec.datatype for spec in signature.outputs},
+        any(dim < 0 for spec in signature.inputs for dim in spec.shape),
+        "BF16" in datatypes,
+    )
 
 
 class OnnxModel:
@@ -142,24 +138,35 @@ class OnnxModel:
         Unimplemented: If it mixes BF16 with strings.
     """
 
+    __slots__ = (
+        "_can_bind",
+        "_datatypes",
+        "_input_names",
+        "_is_dynamic",
+        "_output_names",
+        "_root",
+        "_run",
+        "_session",
+        "signature",
+    )
+
     def __init__(self, session: ort.InferenceSession, root: str) -> None:
-        self.signature = Signature(
-            tuple(_spec_of(arg, "input") for arg in session.get_inputs()),
-            tuple(_spec_of(arg, "output") for arg in session.get_outputs()),
+        interface = _interface_of(
+            Signature(
+                tuple(_spec_of(arg, "input") for arg in session.get_inputs()),
+                tuple(_spec_of(arg, "output") for arg in session.get_outputs()),
+            )
         )
+        self.signature = interface.signature
         self._session: ort.InferenceSession | None = session
         # What the session wraps takes the same and, without checks of what is checked here, 2 µs less.
         self._run: Callable[..., list[npt.NDArray[Any]]] | None = getattr(session, "_sess", session).run
         self._root = root
-        self._input_names = frozenset(spec.name for spec in self.signature.inputs)
-        self._output_names = [spec.name for spec in self.signature.outputs]
-        self._datatypes = {spec.name: spec.datatype for spec in self.signature.outputs}
-        self._is_dynamic = any(dim < 0 for spec in self.signature.inputs for dim in spec.shape)
-        datatypes = {spec.datatype for spec in (*self.signature.inputs, *self.signature.outputs)}
-        if {"BF16", "BYTES"} <= datatypes:
-            raise Unimplemented("a model with both BF16 and string tensors can't be served")
-        self._compute = self._compute_values if "BF16" in datatypes else self._compute_arrays
-        self._can_bind = "BF16" not in datatypes
+        self._input_names = interface.input_names
+        self._output_names = interface.output_names
+        self._datatypes = interface.datatypes
+        self._is_dynamic = interface.is_dynamic
+        self._can_bind = not interface.has_bf16
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str], run: RunHandle) -> Sequence[Tensor]:
         """Runs the session on the inputs' own memory and computes the outputs asked for.
@@ -174,15 +181,16 @@ class OnnxModel:
         feed = {tensor.name: to_array(tensor) if tensor.datatype != "BYTES" else _to_texts(tensor) for tensor in inputs}
         self._check_names(feed, outputs)
         options = ort.RunOptions()
-        options.log_severity_level = _FATAL
+        options.log_severity_level = FATAL
         run.on_cancel(lambda: setattr(options, "terminate", True))
         run.begin_infer()
         bound = self._run_in_place(names, feed, options, run) if run.places else None
         if bound is not None:
             return bound
         try:
-            results = self._compute(names, feed, options, inputs)
-        except _ORT_ERRORS as error:
+            compute = self._compute_arrays if self._can_bind else self._compute_values
+            results = compute(names, feed, options, inputs)
+        except ORT_ERRORS as error:
             if run.cancelled:
                 raise Cancelled("the run was cancelled") from None
             raise self._run_error(error) from error
@@ -218,7 +226,7 @@ class OnnxModel:
                 addresses[name] = memory.ctypes.data
                 binding.bind_output(name, "cpu", 0, memory.dtype.type, place.shape, addresses[name])
             self._session.run_with_iobinding(binding, options)
-        except _ORT_ERRORS:
+        except ORT_ERRORS:
             if run.cancelled:
                 raise Cancelled("the run was cancelled") from None
             return None  # run without places, it fails for the right reason
@@ -259,31 +267,12 @@ class OnnxModel:
                 raise InvalidArgument(f"unexpected output '{name}'")
 
     def _run_error(self, error: Exception) -> RoostError:
-        reason = _reason(error, self._root)
-        if _NO_MEMORY.search(reason):
+        reason = reason_of(error, self._root)
+        if is_no_memory(reason):
             return ResourceExhausted("not enough memory to run the model")
         # A kernel that stumbles over shapes blames the request only where the request chooses shapes.
         is_input = isinstance(error, ort_errors.InvalidArgument) or (self._is_dynamic and bool(_SHAPES.search(reason)))
         return InvalidArgument(reason) if is_input else Internal(f"the model failed: {reason}")
-
-
-def _session_options(threads: int, asked: Mapping[str, str]) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    # 0 is ONNX Runtime's word for a default, and ours is one share of the CPUs for each worker.
-    limit = max(threads, os.cpu_count() or 1)
-    options.intra_op_num_threads = min(int(asked.get("intra_op_thread_count", 0)), limit) or threads
-    options.inter_op_num_threads = min(int(asked.get("inter_op_thread_count", 0)), limit) or 1
-    if asked.get("execution_mode") == "1":
-        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    if "graph_level" in asked:
-        options.graph_optimization_level = _GRAPH_LEVELS[asked["graph_level"]]
-    options.log_severity_level = _FATAL
-    # An arena keeps the largest batch's memory for ever, in every session.
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    return options
 
 
 def _spec_of(arg: ort.NodeArg, what: str) -> TensorSpec:
@@ -311,16 +300,3 @@ def _array_of(value: ort.OrtValue) -> npt.NDArray[Any]:
         return array
     data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()) if 0 not in value.shape() else b""
     return np.frombuffer(data, dtype="<u2").reshape(value.shape())
-
-
-def _load_error(error: Exception, spec: LoadSpec) -> RoostError:
-    reason = _reason(error, spec.root)
-    if _NO_MEMORY.search(reason):
-        return ResourceExhausted("not enough memory to load the model")
-    if isinstance(error, _ARTIFACT_ERRORS):
-        return InvalidArgument(reason)
-    return Internal(f"the model can't be loaded: {reason}")
-
-
-def _reason(error: Exception, root: str) -> str:
-    return without_paths(_CODE_PREFIX.sub("", without_source(str(error))), root)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 from roost.core.errors import RoostError
-from roost.runtimes.child import configure_child_logging, die_with_parent, ignore_terminal
+from roost.runtimes.child import configure_child_logging, die_with_parent, ignore_terminal, offer_to_oom_killer
 
 _log = logging.getLogger("roost.runtimes.preparer")
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = _parse(argv)
     configure_child_logging(arguments.log_level, arguments.log_format, {"worker": "preparer"}, _log)
     die_with_parent()
+    offer_to_oom_killer()
     step_back()
     # What models and libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
@@ -141,10 +142,18 @@ def _check_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return check_copy(fields)
 
 
+def _measure(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an instance of a model takes, found out in a process of its own."""
+    from roost.runtimes.measuring import measure
+
+    return measure(fields)
+
+
 JOBS: Mapping[str, Job] = {
     "prove_batching": _prove_batching,
     "prepare_copy": _prepare_copy,
     "check_copy": _check_copy,
+    "measure": _measure,
 }
 """What it can do, by name."""
 

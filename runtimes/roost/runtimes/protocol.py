@@ -68,6 +68,11 @@ class LoadSpec:
     cancellation: Cancellation = field(default_factory=Cancellation)
     prepared: bool = False
 
+    @property
+    def makes_threads(self) -> bool:
+        """Whether the model may be run by threads that its load starts."""
+        return self.threads > 1 or any(key.endswith("thread_count") for key in self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

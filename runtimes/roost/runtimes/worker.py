@@ -1,36 +1,124 @@
 """Entry of a worker process: ``python -m roost.runtimes.worker --link-fd N ...``.
 
 Nothing heavy is imported at the top: an interrupt from the terminal reaches the whole process group, and it must be
-ignored before imports that take a while.
+ignored before imports that take a while. A worker that ``roost.runtimes.fork_server`` forks begins at ``work``.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import logging
 import mmap
 import os
 import socket
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
-from roost.runtimes.child import configure_child_logging, die_with_parent, ignore_terminal
+from roost.runtimes.child import (
+    configure_child_logging,
+    die_with_parent,
+    ignore_terminal,
+    name_process,
+    offer_to_oom_killer,
+)
+
+if TYPE_CHECKING:
+    from roost.runtimes.protocol import Runtime
 
 # As by default, but for full collections: those look at all instances, which takes 40 ms with 6,000 of them.
 _COLLECTIONS = (700, 10, 1000)
 
+_MODULES = ("roost.core.arena", "roost.runtimes.executor")  # and all that they import
+
 _log = logging.getLogger("roost.runtimes.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What workers of one kind have in common.
+
+    Attributes:
+        kind: The kind, which is reported back.
+        slots: Runs at a time.
+        threads: Threads that one run may use.
+        enable_dummy: Whether it has the runtime for tests.
+        log_level: The least severe level of its log.
+        log_format: How its log lines look.
+    """
+
+    kind: str
+    slots: int = 1
+    threads: int = 1
+    enable_dummy: bool = False
+    log_level: str = "info"
+    log_format: str = "human"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What is one worker's alone.
+
+    Attributes:
+        id: Its number, which its log lines carry.
+        epoch: Which process of the worker this is; reported back.
+        link_fd: The descriptor of the link's socket.
+        arena_fd: The descriptor of the memory that it shares with the router, if any.
+        parent: The process with which it dies; 0 for the one that it has now.
+    """
+
+    id: int
+    epoch: int
+    link_fd: int
+    arena_fd: int | None = None
+    parent: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Serves the link that the process was started with, and ends with it."""
     ignore_terminal()
-    arguments = _parse(argv)
-    configure_child_logging(arguments.log_level, arguments.log_format, {"worker": arguments.id}, _log)
+    parser = argparse.ArgumentParser(prog="roost-worker", description="A worker process; the router starts it.")
+    parser.add_argument("--link-fd", type=int, required=True, help="inherited descriptor of the link's socket")
+    parser.add_argument("--arena-fd", type=int, help="inherited descriptor of the memory shared with the router")
+    parser.add_argument("--id", type=int, required=True, help="number of the worker, which its log lines carry")
+    parser.add_argument("--epoch", type=int, required=True, help="number of this worker process, reported back")
+    add_worker_options(parser)
+    arguments = parser.parse_args(argv)
+    os.set_inheritable(arguments.link_fd, False)  # before anything could start a process
+    assignment = Assignment(arguments.id, arguments.epoch, arguments.link_fd, arguments.arena_fd)
+    work(worker_options(arguments), assignment)
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that ``worker_options`` reads."""
+    parser.add_argument("--kind", required=True, help="kind of worker, reported back")
+    parser.add_argument("--slots", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads that one run may use")
+    parser.add_argument("--log-level", default="info", help="least severe level of its log")
+    parser.add_argument("--log-format", default="human", help="how log lines look: human or json")
+    parser.add_argument("--enable-dummy", action="store_true", help="offer the dummy runtime, for tests")
+
+
+def worker_options(arguments: argparse.Namespace) -> WorkerOptions:
+    """What the command line says of the worker."""
+    return WorkerOptions(
+        arguments.kind,
+        arguments.slots,
+        arguments.threads,
+        arguments.enable_dummy,
+        arguments.log_level,
+        arguments.log_format,
+    )
+
+
+def work(options: WorkerOptions, assignment: Assignment) -> NoReturn:
+    """Serves a link until the router closes it; then the process ends."""
+    configure_child_logging(options.log_level, options.log_format, {"worker": assignment.id}, _log)
     status = 1
     try:
-        _serve(arguments)
+        _serve(options, assignment)
         status = 0
     except Exception:
         _log.exception("the worker ends")
@@ -39,46 +127,40 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os._exit(status)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="roost-worker", description="A worker process; the router starts it.")
-    parser.add_argument("--link-fd", type=int, required=True, help="inherited descriptor of the link's socket")
-    parser.add_argument("--arena-fd", type=int, help="inherited descriptor of the memory shared with the router")
-    parser.add_argument("--id", type=int, required=True, help="number of the worker, which its log lines carry")
-    parser.add_argument("--kind", required=True, help="kind of worker, reported back")
-    parser.add_argument("--epoch", type=int, required=True, help="number of this worker process, reported back")
-    parser.add_argument("--slots", type=int, default=1, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="threads that one run may use")
-    parser.add_argument("--log-level", default="info", help="least severe level of its log")
-    parser.add_argument("--log-format", default="human", help="how log lines look: human or json")
-    parser.add_argument("--enable-dummy", action="store_true", help="offer the dummy runtime, for tests")
-    return parser.parse_args(argv)
+def import_all(options: WorkerOptions) -> Mapping[str, Runtime]:
+    """Imports what a worker works with, which takes most of the time of its start, and returns its runtimes."""
+    for module in _MODULES:
+        importlib.import_module(module)
+    from roost.runtimes.adapters import import_runtimes, runtime_names
+
+    return import_runtimes(runtime_names(options.enable_dummy))
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    os.set_inheritable(arguments.link_fd, False)  # before anything could start a process
-    sock = socket.socket(fileno=arguments.link_fd)
+def _serve(options: WorkerOptions, assignment: Assignment) -> None:
+    sock = socket.socket(fileno=assignment.link_fd)
     sock.setblocking(True)
-    die_with_parent()
+    die_with_parent(assignment.parent)
+    offer_to_oom_killer()
+    name_process(f"roost-worker-{assignment.id}")
+    runtimes = import_all(options)
 
     from roost.core.frames import VERSION, FrameError, FrameType, control_frame
-    from roost.runtimes.adapters import import_runtimes, runtime_names
     from roost.runtimes.executor import Executor
     from roost.runtimes.link import Link, until_readable
     from roost.runtimes.shared import Shared
 
-    arena = _map(arguments.arena_fd) if arguments.arena_fd is not None else None
-    runtimes = import_runtimes(runtime_names(arguments.enable_dummy))
+    arena = _map(assignment.arena_fd) if assignment.arena_fd is not None else None
     link = Link(sock, until_readable(sock))
-    executor = Executor(link, runtimes, Shared(arena), arguments.slots, arguments.threads)
+    executor = Executor(link, runtimes, Shared(arena), options.slots, options.threads)
     # What the imports made stays for good; collections need not look at it.
     gc.freeze()
     gc.set_threshold(*_COLLECTIONS)
     hello = {
         "version": VERSION,
-        "kind": arguments.kind,
-        "epoch": arguments.epoch,
+        "kind": options.kind,
+        "epoch": assignment.epoch,
         "pid": os.getpid(),
-        "slots": arguments.slots,
+        "slots": options.slots,
         "runtimes": list(runtimes),
     }
     link.send([control_frame(FrameType.HELLO, payload=hello)])

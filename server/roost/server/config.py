@@ -22,6 +22,7 @@ from roost.server.machine import Machine, read_machine
 from roost.server.restrictions import Restrictions
 from roost.server.settings import Settings
 from roost.server.values import Compression, GrpcTransport
+from roost.server.worker_labels import unknown_worker
 
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
 _DEFAULT_ANSWER_BUDGET_BYTES = 2**30
@@ -57,12 +58,14 @@ class ServeConfig:
     http_restrictions: Restrictions
     grpc_restrictions: Restrictions
     workers: int
+    worker_labels: tuple[str, ...]
     memory_budget_bytes: int | None
     eviction: str
     arena_bytes: int
     state_dir: Path
     cache_dir: Path
     cache_bytes: int
+    measure_models: bool
     preload: bool
     request_timeout_s: float
     load_timeout_s: float
@@ -121,7 +124,13 @@ def read_command(
     layers = read_layers(argv, environ)
     settings = _read_settings(layers)
     _check(settings, layers)
-    return ServeCommand(_freeze(settings, machine, environ), layers.print_config)
+    config = _freeze(settings, machine, environ)
+    if (number := unknown_worker(config.worker_labels, config.workers)) is not None:
+        raise ConfigError(
+            f"{layers.where('worker_labels')}: there is no worker {number}: they are numbered from 0 to "
+            f"{config.workers - 1}"
+        )
+    return ServeCommand(config, layers.print_config)
 
 
 def _read_settings(layers: Layers) -> Settings:
@@ -221,6 +230,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         http_restrictions=Restrictions.parse(settings.http_restricted_api),
         grpc_restrictions=Restrictions.parse(settings.grpc_restricted_protocol),
         workers=settings.workers or max(1, machine.cpus - 1),
+        worker_labels=settings.worker_labels,
         memory_budget_bytes=settings.memory_budget,
         eviction=settings.eviction,
         arena_bytes=(
@@ -229,6 +239,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         state_dir=settings.state_dir or _default_state_dir(environ),
         cache_dir=cache_dir,
         cache_bytes=default_cache_bytes(cache_dir) if settings.cache_size is None else settings.cache_size,
+        measure_models=settings.measure_models,
         preload=settings.preload,
         request_timeout_s=settings.request_timeout,
         load_timeout_s=settings.load_timeout,

@@ -8,6 +8,7 @@ from roost.server.config import ServeConfig
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.rest.limits import RestLimits
 from roost.server.transport_options import TransportOptions
+from roost.server.worker_labels import labels_by_worker
 
 WORKER_SLOTS = 4
 MAX_RECEIVES = 32
@@ -29,6 +30,7 @@ def mesh_settings(config: ServeConfig) -> MeshSettings:
             arena_bytes=config.arena_bytes,
         ),
         workers=config.workers,
+        worker_labels=labels_by_worker(config.worker_labels, config.workers),
         load_timeout_s=config.load_timeout_s,
         load_concurrency=config.workers + 1,
         max_queue=config.max_queue,

@@ -12,11 +12,13 @@ from dataclasses import asdict
 from roost.core.errors import RoostError
 from roost.core.units import format_bytes
 from roost.registry_client.repository import LocalRepository
+from roost.router.sizes import estimated_bytes
 from roost.server.arguments import ConfigError
 from roost.server.config import ServeConfig, read_command
-from roost.server.doctor_checks import Finding, Verdict, budget_bytes, check_folders, check_machine
+from roost.server.doctor_checks import Finding, Verdict, budget_bytes, check_folders, check_machine, limits
+from roost.server.known_sizes import known_sizes
 from roost.server.layers import read_layers
-from roost.server.sizing import Fit, Repositories, accounted_bytes, fit, read_repositories
+from roost.server.sizing import Fit, ModelSize, Repositories, fit, read_repositories
 
 _HELP = """usage: roost doctor [--json] [FLAGS OF roost serve]
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     config, has_models = _configuration([arg for arg in argv if arg != "--json"], environ)
     findings = [*check_machine(config), *check_folders(config)]
     found = _read(config) if has_models else None
-    result = fit(found.sizes, budget_bytes(config)) if found is not None else None
+    result = fit(found.sizes, limits(config), config.workers) if found is not None else None
     if found is not None and result is not None:
         findings.append(_repositories(found, result))
     if "--json" in argv:
@@ -68,8 +70,10 @@ def _configuration(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Ser
 
 
 def _read(config: ServeConfig) -> Repositories:
+    cache_dir = config.cache_dir if config.cache_bytes else None
     try:
-        return read_repositories(LocalRepository(path) for path in config.model_repositories)
+        with known_sizes(config.state_dir, cache_dir) as known:
+            return read_repositories((LocalRepository(path) for path in config.model_repositories), known)
     except RoostError as error:
         raise ConfigError(error.message) from None
 
@@ -79,13 +83,20 @@ def _repositories(found: Repositories, result: Fit) -> Finding:
         f"{found.models:,} models, {len(found.sizes):,} versions, {format_bytes(result.total_bytes)} if all are loaded"
     )
     bad = [f"{name}: {reason}" for name, reason in found.broken]
-    bad += [f"{size.name}: {format_bytes(size.bytes)} is more than the budget" for size in result.too_large]
+    bad += [f"{size.name}: {_shown(size)} is more than there may be" for size in result.too_large]
     if bad:
         more = f"; and {len(bad) - _MAX_NAMED:,} more" if len(bad) > _MAX_NAMED else ""
         return Finding("models", Verdict.PROBLEM, text, "; ".join(bad[:_MAX_NAMED]) + more)
     if not found.models:
         return Finding("models", Verdict.NOTE, "there are none", "")
     return Finding("models", Verdict.OK, text)
+
+
+def _shown(size: ModelSize) -> str:
+    text = format_bytes(size.bytes)
+    if size.mapped_bytes:
+        text += f" and a file of {format_bytes(size.mapped_bytes)}"
+    return f"{text} with {size.mappings:,} mappings" if size.mappings else text
 
 
 def _lines(
@@ -104,7 +115,7 @@ def _lines(
             one = _fit_of_equal(size_bytes, budget)
             yield f"  {one:>7,} models of {format_bytes(size_bytes)} on the disk"
         return
-    if result.total_bytes <= budget:
+    if result.all_at_once:
         yield f"  all {len(found.sizes):,} versions at once"
         return
     yield f"  {result.on_average:>7,} of {len(found.sizes):,} versions, if those in use are of average size"
@@ -116,7 +127,7 @@ def _lines(
 
 def _fit_of_equal(file_bytes: int, budget: int) -> int:
     """How many models with so many bytes of files fit, if nothing is declared."""
-    return budget // accounted_bytes(None, file_bytes)
+    return budget // estimated_bytes(file_bytes)
 
 
 def _as_json(config: ServeConfig, findings: Sequence[Finding], found: Repositories | None, result: Fit | None) -> str:

@@ -14,10 +14,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from roost.core.units import format_bytes
+from roost.router.placement import Limits
 from roost.runtimes.adapters import installed_runtimes, runtime_names
 from roost.server.config import ServeConfig
-from roost.server.machine import cpu_quota, memory_limit_bytes, memory_total_bytes
-from roost.server.sizing import default_budget_bytes, idle_bytes
+from roost.server.machine import cpu_quota, max_mappings, memory_limit_bytes, memory_total_bytes
+from roost.server.sizing import MAPPINGS_SHARE, default_budget_bytes, idle_bytes, limits_of
 
 ENOUGH_FILES = 16_384
 FEW_FILES = 1_024
@@ -154,8 +155,8 @@ def check_overcommit(root: Path) -> Finding:
 
 def check_mappings(root: Path) -> Finding:
     """How many files and pieces of memory a process may map."""
-    limit = int(_read(root / "proc/sys/vm/max_map_count").strip() or 0)
-    copies = int(0.8 * limit) // MAPPINGS_OF_A_COPY
+    limit = max_mappings(root) or 0
+    copies = int(MAPPINGS_SHARE * limit) // MAPPINGS_OF_A_COPY
     text = f"{limit:,} for a process: about {copies:,} prepared copies of models with {MAPPINGS_OF_A_COPY} weights"
     if 0 < limit < ENOUGH_MAPPINGS:
         return Finding("mappings", Verdict.NOTE, text, "for thousands of models: sysctl -w vm.max_map_count=1048576")
@@ -227,6 +228,12 @@ def budget_bytes(config: ServeConfig) -> int:
     if config.memory_budget_bytes is not None:
         return config.memory_budget_bytes
     return default_budget_bytes(config.machine.memory_bytes, config.workers)
+
+
+def limits(config: ServeConfig, root: Path = Path("/")) -> Limits:
+    """What models may take, estimated where it is not given."""
+    machine_bytes = config.machine.memory_bytes
+    return limits_of(config.memory_budget_bytes, machine_bytes, idle_bytes(config.workers), max_mappings(root))
 
 
 def _file_system(place: Path, mounts: str) -> str:

@@ -58,12 +58,14 @@ def _clients(config: ServeConfig) -> dict[str, Any]:
 def _limits(config: ServeConfig) -> dict[str, Any]:
     return {
         "workers": config.workers,
+        "worker_labels": list(config.worker_labels),
         "memory_budget": _size(config.memory_budget_bytes),
         "eviction": config.eviction,
         "arena_size": config.arena_bytes and _size(config.arena_bytes),
         "state_dir": str(config.state_dir),
         "cache_dir": str(config.cache_dir),
         "cache_size": config.cache_bytes and _size(config.cache_bytes),
+        "measure_models": config.measure_models,
         "preload": config.preload,
         "request_timeout": _duration(config.request_timeout_s),
         "load_timeout": _duration(config.load_timeout_s),

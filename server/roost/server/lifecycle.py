@@ -35,7 +35,7 @@ from roost.router.router import Router, router
 from roost.router.store_sqlite import SqliteStore
 from roost.router.traffic import Traffic, load_routes
 from roost.runtimes.adapters import installed_runtimes, runtime_names
-from roost.runtimes.memory import private_bytes
+from roost.runtimes.memory import private_bytes, shared_out_bytes
 from roost.runtimes.prepared.cache import CopyCache
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError
@@ -45,13 +45,15 @@ from roost.server.data_plane import RouterDataPlane
 from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.idle_memory import trim_when_idle
+from roost.server.known_sizes import STORE_FILE
 from roost.server.listeners import LISTEN_BACKLOG, Listeners, open_listeners, port_of
 from roost.server.log_settings import LogBook
 from roost.server.logs import configure_logging, set_level
+from roost.server.machine import max_mappings
 from roost.server.metrics import Metrics
 from roost.server.openapi import build_document
 from roost.server.rest.app import RestRunner, build_rest_app, lean_requests
-from roost.server.sizing import MEMORY_SHARE
+from roost.server.sizing import limits_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ async def _serve(
     config: ServeConfig, repositories: list[LocalRepository], traffic: Traffic, state_dir: Path, listeners: Listeners
 ) -> None:
     signals = _Signals()
-    learned = Learned(SqliteStore(state_dir / "roost.sqlite"))
+    learned = Learned(SqliteStore(state_dir / STORE_FILE))
     started = time.monotonic()
     with contextlib.closing(learned), _copy_cache(config) as cache:
         running = router(
@@ -119,9 +121,10 @@ async def _serve(
             batching=BatchingMode(config.batching),
             eviction=config.eviction,
             cache=cache,
+            measure=config.measure_models,
         )
         async with running as routing, _data_plane(config, routing) as data_plane:
-            _set_budget(config, routing)
+            _set_limits(config, routing)
             await routing.load_at_start(config.load_models)
             async with _transports(config, data_plane, routing, listeners) as ports:
                 gc.collect()
@@ -213,14 +216,17 @@ async def _site(runner: web.AppRunner, listener: socket.socket) -> AsyncIterator
         await runner.cleanup()
 
 
-def _set_budget(config: ServeConfig, routing: Router) -> None:
+def _set_limits(config: ServeConfig, routing: Router) -> None:
     """The memory budget is private bytes of instances alone, so the idle processes' come off the default first."""
-    idle_bytes = private_bytes() + sum(private_bytes(pid) for pid in routing.workers_pids)
-    budget_bytes = config.memory_budget_bytes
-    if budget_bytes is None:
-        budget_bytes = max(0, int(MEMORY_SHARE * config.machine.memory_bytes) - idle_bytes)
-    routing.set_budget(budget_bytes)
-    log.info("memory budget for models: %s; idle use: %s", format_bytes(budget_bytes), format_bytes(idle_bytes))
+    idle_bytes = private_bytes() + sum(shared_out_bytes(pid) for pid in routing.pids)
+    limits = limits_of(config.memory_budget_bytes, config.machine.memory_bytes, idle_bytes, max_mappings())
+    routing.set_limits(limits)
+    log.info(
+        "memory budget for models: %s, %s with the files that they map; idle use: %s",
+        format_bytes(limits.private_bytes),
+        format_bytes(int(limits.memory_bytes)),
+        format_bytes(idle_bytes),
+    )
 
 
 class _Signals:

@@ -79,6 +79,12 @@ def memory_total_bytes(root: Path) -> int:
     raise ValueError("/proc/meminfo has no MemTotal")
 
 
+def max_mappings(root: Path = Path("/")) -> int | None:
+    """How many mappings a process may have, None if the kernel does not say."""
+    text = _read(root / "proc/sys/vm/max_map_count").strip()
+    return int(text) if text.isdecimal() and int(text) else None
+
+
 def parse_cpu_max(text: str) -> float | None:
     """Reads ``quota period`` in microseconds; ``max`` or -1 as quota means none."""
     fields = text.split()

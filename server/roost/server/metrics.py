@@ -23,8 +23,10 @@ from roost.router.states import InstanceState
 from roost.router.stats import ModelStats, Stats
 from roost.router.view import MeshView, WorkerView
 from roost.server.exposition import Histogram, family, head, join, labels_of, number
+from roost.server.metrics_copies import copy_families
 from roost.server.metrics_kserve import KServeHistograms
 from roost.server.metrics_machine import MachineUsage
+from roost.server.metrics_memory import device_families, memory_families
 from roost.server.metrics_prepared import prepared_families
 from roost.server.metrics_triton import machine_text, triton_slices
 
@@ -190,9 +192,10 @@ class Metrics:
                 "Requests that ran into a limit, by limit.",
                 [(labels_of(reason=limit), count) for limit, count in self._stats.refusals.items()],
             ),
-            *_device_families(view),
+            *device_families(view.devices),
             *_worker_families(view),
             *prepared_families(self._stats.prepared),
+            *copy_families(self._stats.copies, view.workers),
         ]
         return "".join(families) + generate_latest(self._process).decode()
 
@@ -207,30 +210,6 @@ class Metrics:
                 for model, own in self._by_model.items():
                     lines += own.by_name()[middle].lines(name, labels_of(model=model))
                 yield head(name, "histogram", f"Seconds {what}, by model.") + join(lines)
-
-
-def _device_families(view: MeshView) -> list[str]:
-    rows = [(labels_of(device=device.name), device) for device in view.devices]
-    return [
-        family(
-            "roost_device_budget_bytes",
-            "gauge",
-            "Bytes that models may take on a device.",
-            [(labels, device.budget_bytes) for labels, device in rows],
-        ),
-        family(
-            "roost_device_used_bytes",
-            "gauge",
-            "Bytes of the budget in use, reservations included.",
-            [(labels, device.used_bytes) for labels, device in rows],
-        ),
-        family(
-            "roost_device_reserved_bytes",
-            "gauge",
-            "Bytes of the budget reserved for loads under way.",
-            [(labels, device.reserved_bytes) for labels, device in rows],
-        ),
-    ]
 
 
 def _worker_families(view: MeshView) -> list[str]:
@@ -248,10 +227,11 @@ def _worker_families(view: MeshView) -> list[str]:
             [(label, worker.restarts) for label, worker in workers],
         ),
         gauge("roost_worker_in_flight", "Batches that a worker has.", [(label, w.in_flight) for label, w in workers]),
+        *memory_families(view.workers),
         gauge(
-            "roost_worker_private_bytes",
-            "Private memory of a worker as the kernel counts it.",
-            [(label, worker.private_bytes) for label, worker in workers],
+            "roost_fork_server_private_bytes",
+            "Private memory of the process that workers are forked from, most of which they share.",
+            [("", view.fork_server_bytes)],
         ),
         gauge(
             "roost_worker_arena_bytes",

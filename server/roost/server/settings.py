@@ -32,6 +32,7 @@ from roost.server.values import (
     Size,
     Switch,
     Text,
+    WorkerLabelSpecs,
     Workers,
     choice,
 )
@@ -208,6 +209,14 @@ class Settings(BaseSettings):
         "Number of worker processes that models run in.",
         shown_default="one for each CPU that the process may use, less one, at least one",
     )
+    worker_labels: WorkerLabelSpecs = _setting(
+        (),
+        MEMORY,
+        "[N:]NAME=VALUE[,NAME=VALUE]",
+        "Labels of worker N, which are counted from 0, or of all of them. Models may require or prefer them. Give it "
+        "several times for several workers.",
+        separator=";",
+    )
     memory_budget: AutoSize = _setting(
         None,
         MEMORY,
@@ -255,6 +264,13 @@ class Settings(BaseSettings):
         "SIZE",
         "What all prepared copies may take on the disk; those used longest ago go first. 0 is for none.",
         shown_default="a tenth of the file system, at most 20GiB",
+    )
+    measure_models: Switch = _setting(
+        True,
+        MEMORY,
+        "",
+        "Find out in the background, after the first load of a model, what an instance of it takes, and account for "
+        "that instead of an estimate. Models whose configuration sets `roost.memory_bytes` are not measured.",
     )
     preload: Switch = _setting(
         True,

@@ -57,6 +57,8 @@ def _devices(view: MeshView, width: int, *, unicode: bool) -> Table:
         )
         if device.reserved_bytes:
             figures.append(f"  {format_bytes(device.reserved_bytes)} reserved", style="yellow")
+        if device.mapped_bytes:
+            figures.append(f"  {format_bytes(device.mapped_bytes)} mapped", style="dim")
         filled = bar(
             device.used_bytes,
             device.budget_bytes,
@@ -76,6 +78,8 @@ def _worker_line(worker: WorkerView, *, unicode: bool) -> Text:
         facts.append(f"pid {worker.pid}")
     if worker.private_bytes:
         facts.append(f"{format_bytes(worker.private_bytes)} private")
+    if worker.labels:
+        facts.append(worker.labels)
     if worker.in_flight:
         facts.append(f"{worker.in_flight} running")
     separator = " · " if unicode else ", "

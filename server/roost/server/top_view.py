@@ -106,6 +106,7 @@ def _machine(view: Activity, most: int, width: int, *, unicode: bool) -> Rendera
     for device in view.devices:
         filled = bar(device.used_bytes, device.budget_bytes, cells, reserved=device.reserved_bytes, unicode=unicode)
         figures = f"{format_bytes(device.used_bytes)} of {format_bytes(device.budget_bytes)}"
+        figures += f", {format_bytes(device.mapped_bytes)} mapped" if device.mapped_bytes else ""
         table.add_row(Text(f" {device.name}", style="bold"), Text("budget", style="dim"), filled, figures)
     # The figures of a device are longer than those of a worker, so they have a table of their own.
     workers = Table.grid(padding=(0, 1, 0, 0))

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from roost.core.names import is_name
 from roost.core.units import parse_bytes, parse_seconds
 from roost.server.restrictions import Restrictions
+from roost.server.worker_labels import read_worker_labels
 
 MAX_HISTOGRAM_MODELS = 100
 _EXACT_CASE = "(?-i)"
@@ -137,6 +138,13 @@ def _restrictions(value: Any) -> tuple[str, ...]:
     return specs
 
 
+def _worker_labels(value: Any) -> tuple[str, ...]:
+    specs = tuple(_text(item) for item in _items(value))
+    for spec in specs:
+        read_worker_labels(spec)
+    return specs
+
+
 def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, str | Path):
         return [value]
@@ -185,6 +193,7 @@ Grace = Annotated[float, BeforeValidator(_grace)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
 OptionalPattern = Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)]
+WorkerLabelSpecs = Annotated[tuple[str, ...], BeforeValidator(_worker_labels)]
 RestrictionSpecs = Annotated[tuple[str, ...], BeforeValidator(_restrictions)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_paths)]

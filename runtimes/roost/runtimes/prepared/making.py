@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from roost.core.units import format_bytes
+from roost.runtimes.child import NO_TELEMETRY
+from roost.runtimes.memory import MALLOC_ENVIRONMENT
 from roost.runtimes.prepared.cache import Busy, CopyCache, TooLarge
 from roost.runtimes.prepared.identity import can_prepare, copy_key
 from roost.runtimes.prepared.manifest import Manifest, Measured
@@ -198,7 +200,7 @@ def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any]) -> Mapping[st
         **changes,
     }
     command = [sys.executable, "-P", "-m", "roost.runtimes.prepared.trial"]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, **MALLOC_ENVIRONMENT, **NO_TELEMETRY}  # as workers have it
     data = json.dumps(job).encode()
     try:
         ended = subprocess.run(
