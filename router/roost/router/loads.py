@@ -112,7 +112,7 @@ class Load:
         wait_s = max(0.0, self.expected_at - now)
         name, version = self.revision.key.name, self.revision.key.version
         return ResourceExhausted(
-            f"model '{name}' version {version} is not loaded, and that is expected to take {wait_s:.1f} s, longer than "
+            f"model '{name}' version {version} is not loaded, and that is expected to take {wait_s:.3g} s, longer than "
             "the request may wait",
             retry_after_s=wait_s,
             limit=Limit.LOAD_WAIT,
