@@ -20,7 +20,7 @@ from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
 from roost.router.measuring import MAX_ATTEMPTS, Measuring
 from roost.router.placement import Ledger, Limits
-from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
+from roost.router.preparer import Preparer, PreparerSpec
 from roost.router.revision import Instance, Revision
 from roost.router.room import Room
 from roost.router.states import InstanceEvent
@@ -29,6 +29,7 @@ from roost.runtimes.prepared.cache import Copy
 
 from tests.memory_store import MemoryStore
 from tests.unit.mesh_fakes import InlineExecutor
+from tests.unit.preparer_fakes import FakeProcess, Job
 from tests.virtual_time import settle, virtual
 
 MIB = 1 << 20
@@ -38,36 +39,6 @@ TAKEN = {"private_bytes": 4 * MIB, "mapped_bytes": 0, "mappings": 3, "load_s": 0
 FOUND = Measured(Figures(4 * MIB, 0, 3), 0.02, 9 * MIB)
 DONE = {"result": {"taken": TAKEN}}
 DAY_S = 24 * 3600.0
-
-Job = dict[str, Any]
-
-
-@dataclass(eq=False)
-class FakeProcess:
-    """A preparer that answers at once, or, where the answer is None, not before it is killed."""
-
-    pid: int
-    answer: Callable[[Job], Any]
-    jobs: list[Job]
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def ask(self, job: Any) -> Any:
-        self.jobs.append(dict(job))
-        answer = self.answer(dict(job))
-        if answer is None:
-            await self.ended.wait()
-            raise PreparerFailed
-        return answer
-
-    def kill(self) -> None:
-        self.ended.set()
-
-    def finish(self) -> None:
-        self.ended.set()
-
-    async def wait(self) -> int:
-        await self.ended.wait()
-        return 0
 
 
 @dataclass

@@ -27,7 +27,7 @@ from roost.router.prepared_copies import (
     PreparedCopies,
 )
 from roost.router.prepared_counts import PreparedCounts
-from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
+from roost.router.preparer import Preparer, PreparerSpec
 from roost.router.revision import Revision
 from roost.router.room import Room
 from roost.runtimes.prepared.cache import Copy, CopyCache
@@ -35,6 +35,7 @@ from roost.runtimes.prepared.identity import copy_key
 from roost.runtimes.prepared.manifest import Manifest
 
 from tests.unit.mesh_fakes import InlineExecutor
+from tests.unit.preparer_fakes import FakeProcess, Job
 from tests.virtual_time import settle, virtual
 
 MADE = {"result": {"made": True, "reason": "", "passing": False}}
@@ -43,36 +44,6 @@ PASSING = {"result": {"made": False, "reason": "the disk is full", "passing": Tr
 BUDGET_BYTES = 1 << 30
 SLOW_S = 0.5
 DAY_S = 24 * 3600.0
-
-Job = dict[str, Any]
-
-
-@dataclass(eq=False)
-class FakeProcess:
-    """A preparer that answers at once, or, where the answer is None, not before it is killed."""
-
-    pid: int
-    answer: Callable[[Job], Any]
-    jobs: list[Job]
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def ask(self, job: Any) -> Any:
-        self.jobs.append(dict(job))
-        answer = self.answer(dict(job))
-        if answer is None:
-            await self.ended.wait()
-            raise PreparerFailed
-        return answer
-
-    def kill(self) -> None:
-        self.ended.set()
-
-    def finish(self) -> None:
-        self.ended.set()
-
-    async def wait(self) -> int:
-        await self.ended.wait()
-        return 0
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from roost.core.figures import Figures
-from roost.router.placement import Ledger
+from roost.router.placement import Evict, Fits, Ledger, Refuse
 from roost.router.preparer import Answer, Job, Preparer, PreparerFailed
 from roost.router.room import Room
 
@@ -26,11 +27,13 @@ class Attempts:
     """How often a piece of work was tried, and when it may be tried next.
 
     Attributes:
+        since: When it was asked for; ``time.monotonic`` seconds.
         not_before: When; ``time.monotonic`` seconds.
         failures: How often it failed.
         interruptions: How often a load came first, which is no failure.
     """
 
+    since: float
     not_before: float = -math.inf
     failures: int = 0
     interruptions: int = 0
@@ -43,6 +46,19 @@ class Attempts:
     def put_off_failed(self) -> None:
         """It failed, which is in ``failures`` already."""
         self.not_before = time.monotonic() + RETRY_AFTER_S * 4 ** (self.failures - 1)
+
+
+K = TypeVar("K")
+
+
+def first_due(queue: Mapping[K, Attempts], now: float) -> K | None:
+    """The first piece of work that may be tried now."""
+    return next((key for key, work in queue.items() if work.not_before <= now), None)
+
+
+def due_in_s(queue: Mapping[K, Attempts], now: float) -> float:
+    """How long it is until a piece of work may be tried; infinity if there is none."""
+    return min((work.not_before for work in queue.values()), default=math.inf) - now
 
 
 @dataclass(eq=False)
@@ -78,6 +94,31 @@ class Background:
         """Takes memory instead of what it has; the ledger's plan said that there is so much."""
         self.release()
         self.ledger.reserve(self.number, self, Figures(size_bytes))
+
+    async def take(
+        self, need_bytes: int, since: float, now: float, evict_idle: Callable[[Sequence[int]], None]
+    ) -> bool | None:
+        """Takes memory that nobody has; after a while, has what was not used since the work was asked for go for it.
+
+        Args:
+            need_bytes: How much instead of what it has.
+            since: When the work was asked for.
+            now: The time.
+            evict_idle: Takes out instances that nobody leases.
+
+        Returns:
+            Whether it has it now, without which the process has ended; None if there will never be so much.
+        """
+        self.release()
+        plan = self.ledger.plan(Figures(need_bytes), now, older_than=since)
+        match plan:
+            case Fits():
+                self.reserve(need_bytes)
+                return True
+            case Evict(idle, busy) if not busy and now - since > PATIENCE_S:
+                evict_idle(idle)
+        await self.end()
+        return None if isinstance(plan, Refuse) else False
 
     def release(self) -> None:
         """Gives back the memory; the process must be gone, or use none."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -21,10 +20,10 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from cachetools import LRUCache
 from roost.core.figures import Figures
 from roost.core.units import format_bytes
-from roost.router.background import LOOK_EVERY_S, PATIENCE_S, Attempts, Background
+from roost.router.background import LOOK_EVERY_S, Attempts, Background, due_in_s, first_due
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
-from roost.router.placement import Evict, Fits, Ledger, Refuse
+from roost.router.placement import Ledger
 from roost.router.prepared import order_of
 from roost.router.preparer import Answer, Preparer
 from roost.router.revision import Instance, Revision
@@ -64,7 +63,6 @@ class _Work(Attempts):
     """Files to be measured, and the revisions that were loaded from them."""
 
     revisions: dict[Revision, None]
-    since: float
 
 
 @dataclass(eq=False)
@@ -110,7 +108,7 @@ class Measuring:
         if work is not None:
             work.revisions[revision] = None
         elif key not in self._settled:
-            self._queue[key] = _Work({revision: None}, time.monotonic())
+            self._queue[key] = _Work({revision: None}, since=time.monotonic())
             self._background.changed()
 
     async def run(self) -> None:
@@ -127,10 +125,10 @@ class Measuring:
         if self._background.interrupted:
             await self._background.end(at_once=True)
         now = time.monotonic()
-        key = next((key for key, work in self._queue.items() if work.not_before <= now), None)
+        key = first_due(self._queue, now)
         if key is None:
             await self._background.end()
-            return min((work.not_before for work in self._queue.values()), default=math.inf) - now
+            return due_in_s(self._queue, now)
         work = self._queue[key]
         work.revisions = {
             r: None for r in work.revisions if not r.retired and r.artifact is not None and _key_of(r) == key
@@ -146,22 +144,15 @@ class Measuring:
         return 0.0
 
     async def _reserve(self, key: Key, work: _Work, now: float) -> bool:
-        """Takes memory that nobody has, or that what was not used since the model was loaded has to give."""
+        """Takes the memory for it; if there will never be so much, it is given up."""
         revision = next(iter(work.revisions))
         assert revision.artifact is not None
         need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * revision.artifact.size_bytes
-        self._background.release()
-        match self.ledger.plan(Figures(need_bytes), now, older_than=work.since):
-            case Fits():
-                self._background.reserve(need_bytes)
-                return True
-            case Evict(idle, busy) if not busy and now - work.since > PATIENCE_S:
-                self.instances.evict_idle(idle)
-            case Refuse():
-                self._settle(key, None)
-                log.debug("%s is not measured: the memory budget is too small for that", revision.key)
-        await self._background.end()
-        return False
+        taken = await self._background.take(need_bytes, work.since, now, self.instances.evict_idle)
+        if taken is None:
+            self._settle(key, None)
+            log.debug("%s is not measured: the memory budget is too small for that", revision.key)
+        return bool(taken)
 
     async def _measure(self, key: Key, work: _Work) -> None:
         revision = next(iter(work.revisions))

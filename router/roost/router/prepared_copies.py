@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -18,9 +17,8 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cachetools import LRUCache
-from roost.core.figures import Figures
-from roost.router.background import LOOK_EVERY_S, PATIENCE_S, Attempts, Background
-from roost.router.placement import Evict, Fits, Ledger, Refuse
+from roost.router.background import LOOK_EVERY_S, Attempts, Background, due_in_s, first_due
+from roost.router.placement import Ledger
 from roost.router.prepared import order_of
 from roost.router.prepared_counts import PreparedCounts
 from roost.router.preparer import Answer, Preparer
@@ -69,7 +67,6 @@ class _Work(Attempts):
     """A model to make a copy of."""
 
     revision: Revision
-    since: float
 
 
 @dataclass(eq=False)
@@ -147,7 +144,7 @@ class PreparedCopies:
             return
         if model in self._settled or self._times_made.get(model, 0) >= MAX_TIMES_MADE:
             return
-        work = self._queue.setdefault(model, _Work(revision, time.monotonic()))
+        work = self._queue.setdefault(model, _Work(revision, since=time.monotonic()))
         work.revision = revision
         self._background.changed()
 
@@ -186,10 +183,10 @@ class PreparedCopies:
         if self._background.interrupted:
             await self._background.end(at_once=True)
         now = time.monotonic()
-        model = next((model for model, work in self._queue.items() if work.not_before <= now), None)
+        model = first_due(self._queue, now)
         if model is None:
             await self._background.end()
-            return min((work.not_before for work in self._queue.values()), default=math.inf) - now
+            return due_in_s(self._queue, now)
         work = self._queue[model]
         if work.revision.retired or work.revision.artifact is None or _model_of(work.revision) != model:
             del self._queue[model]
@@ -200,23 +197,16 @@ class PreparedCopies:
         return 0.0
 
     async def _reserve(self, model: Model, work: _Work, now: float) -> bool:
-        """Takes memory that nobody has, or that what was not used since the model was loaded has to give."""
+        """Takes the memory for it; if there will never be so much, it gets none."""
         artifact = work.revision.artifact
         assert artifact is not None
         need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
-        self._background.release()
-        match self.ledger.plan(Figures(need_bytes), now, older_than=work.since):
-            case Fits():
-                self._background.reserve(need_bytes)
-                return True
-            case Evict(idle, busy) if not busy and now - work.since > PATIENCE_S:
-                self.instances.evict_idle(idle)
-            case Refuse():
-                del self._queue[model]
-                self._settled[model] = None
-                log.debug("no prepared copy of %s: the memory budget is too small to make it", work.revision.key)
-        await self._background.end()
-        return False
+        taken = await self._background.take(need_bytes, work.since, now, self.instances.evict_idle)
+        if taken is None:
+            del self._queue[model]
+            self._settled[model] = None
+            log.debug("no prepared copy of %s: the memory budget is too small to make it", work.revision.key)
+        return bool(taken)
 
     async def _make(self, model: Model, work: _Work) -> None:
         revision = work.revision

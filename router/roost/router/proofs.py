@@ -17,7 +17,7 @@ from roost.core.errors import RoostError
 from roost.core.figures import Figures
 from roost.core.units import format_bytes
 from roost.registry_client.warmup import warmup_samples
-from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, Attempts, Background
+from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, Attempts, Background, due_in_s, first_due
 from roost.router.catalog import Catalog
 from roost.router.placement import Fits, Ledger, Refuse
 from roost.router.preparer import Answer, Preparer
@@ -54,7 +54,6 @@ class _Work(Attempts):
     """An artifact to be tried, and the revisions that wait for what comes of it."""
 
     revisions: list[Revision]
-    since: float
 
 
 @dataclass(eq=False)
@@ -129,10 +128,10 @@ class Proofs:
             await background.end(at_once=background.interrupted)
             return 0.0 if self._queue else math.inf
         now = time.monotonic()
-        key = next((key for key, work in self._queue.items() if work.not_before <= now), None)
+        key = first_due(self._queue, now)
         if key is None:
             await background.end()
-            return min((work.not_before for work in self._queue.values()), default=now) - now
+            return due_in_s(self._queue, now)
         work = self._queue[key]
         work.revisions = [r for r in work.revisions if not r.retired and _key_of(r) == key]
         if not work.revisions:  # all were replaced, or have other files by now
@@ -146,7 +145,7 @@ class Proofs:
     def _enqueue(self, key: Key, revision: Revision, failures: int) -> None:
         work = self._queue.get(key)
         if work is None:
-            self._queue[key] = _Work([revision], time.monotonic(), failures=failures)
+            self._queue[key] = _Work([revision], since=time.monotonic(), failures=failures)
             self._background.changed()
         elif revision not in work.revisions:
             work.revisions.append(revision)
