@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ import pytest
 from onnx import helper
 from roost.core.errors import Code
 from roost.core.tensors import Tensor
-from roost.router.forking import fork_server
+from roost.router.forking import END_TIMEOUT_S, fork_server
 from roost.router.link import LinkListener
 from roost.router.process import WorkerProcess, WorkerSpec
 
@@ -127,6 +128,9 @@ async def test_workers_come_back_without_a_fork_server_that_is_stuck(tmp_path: P
             os.kill(after, signal.SIGKILL)
             await client.infer("a", SIXTEEN)
         assert server.log.count("workers are not forked") == 1
+        stopping = time.monotonic()
+        server.stop()
+        assert time.monotonic() - stopping < END_TIMEOUT_S
 
 
 async def test_a_stopped_worker_is_replaced_though_it_loads(tmp_path: Path, repository: Path) -> None:

@@ -68,6 +68,47 @@ def test_what_is_not_known_counts_as_nothing_for_itself_and_as_usual_for_others(
     assert other.expected_at == pytest.approx(1.8)
 
 
+def test_one_slow_load_does_not_refuse_a_line_of_quick_ones() -> None:
+    forecast = Forecast(1)
+    for load_s in [0.01] * 50 + [60.0]:
+        forecast.took(load_s)
+    for _ in range(10):
+        forecast.add(load_of(0.0), 0.0)
+    newcomer = load_of(0.0)
+    forecast.add(newcomer, 0.0)
+    assert newcomer.expected_at < 10.0
+
+
+def test_when_loads_are_quick_again_that_holds_for_what_already_waits() -> None:
+    forecast, line = Forecast(1), [load_of(0.0) for _ in range(100)]
+    forecast.took(5.0)
+    for load in line:
+        forecast.add(load, 0.0)
+    last = line[-1]
+    assert last.expected_at == pytest.approx(99 * 5.0)
+    for _ in range(30):
+        forecast.took(0.01)
+    forecast.look_again(last, 1.0)
+    assert last.expected_at < 10.0
+    newcomer = load_of(0.0)
+    forecast.add(newcomer, 1.0)
+    assert newcomer.expected_at < 10.0
+
+
+def test_a_second_look_never_expects_more_and_minds_what_the_line_waits_for() -> None:
+    forecast, head, behind = Forecast(1), load_of(1.0), load_of(2.0)
+    forecast.add(head, 0.0)
+    forecast.add(behind, 0.0)
+    forecast.look_again(head, 0.0)
+    assert head.expected_at == 1.0
+    forecast.blocked(head, 7.0)
+    forecast.look_again(head, 0.0)
+    assert head.expected_at == 8.0
+    forecast.end(head)
+    forecast.look_again(behind, 0.0)
+    assert behind.expected_at == 2.0
+
+
 def test_the_line_waits_for_memory() -> None:
     forecast = Forecast(1)
     head, behind = load_of(1.0), load_of(1.0)

@@ -204,6 +204,43 @@ async def test_a_new_version_is_loaded_beside_the_old_one_and_takes_over(tmp_pat
 
 
 @virtual
+@pytest.mark.parametrize("wish", ["pin", "min_copies"])
+@pytest.mark.parametrize("still", [True, False])
+async def test_what_is_pinned_makes_way_for_its_successor(tmp_path: Path, wish: str, still: bool) -> None:
+    size = f'parameters {{ key: "roost.memory_bytes" value {{ string_value: "{BUDGET * 2 // 3}" }} }}'
+    value = "1" if wish == "min_copies" else "true"
+    pinned = f'{size} parameters {{ key: "roost.{wish}" value {{ string_value: "{value}" }} }}'
+    async with site(tmp_path) as on:
+        on.write("a")
+        on.configure("a", pinned)
+        await on.look(1)
+        await on.infer("a")
+        (holding,) = on.ledger.holdings
+        on.ledger.pin(holding, pinned=True)
+        on.write("a", "2")
+        on.configure("a", pinned if still else size)
+        await on.look()
+        assert (await on.infer("a")).model_version == "2"
+        assert on.loaded() == ["a/2/model.dummy"]
+        (after,) = on.ledger.holdings.values()
+        assert after.pinned is (still and wish == "pin")
+
+
+@virtual
+async def test_what_is_pinned_stays_so_if_its_successor_fails(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        on.write("a")
+        on.configure("a", 'parameters { key: "roost.pin" value { string_value: "true" } }')
+        await on.look(1)
+        await on.infer("a")
+        on.write("a", "2")
+        on.farm.on_call = lambda call: call.fail(InvalidArgument("the file is garbage"))
+        await on.look()
+        (holding,) = on.ledger.holdings.values()
+        assert holding.pinned
+
+
+@virtual
 async def test_what_is_not_loaded_is_replaced_without_a_load(tmp_path: Path) -> None:
     async with site(tmp_path) as on:
         for name in ("a", "b"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_a_copy_that_is_not_whole_is_removed_and_can_be_made_again(
     assert cache.find(KEYS[0]) is None
     assert names(cache) == set()
     keep(cache, KEYS[0])
+    assert cache.find(KEYS[0]) is not None
+
+
+def test_a_copy_stays_if_there_is_no_descriptor_to_look_at_it(cache: CopyCache) -> None:
+    keep(cache, KEYS[0])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        found = cache.find(KEYS[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found is None
     assert cache.find(KEYS[0]) is not None
 
 

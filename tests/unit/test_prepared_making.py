@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.core.tensors import TensorSpec
+from roost.core.tensors import Signature, Tensor, TensorSpec
 from roost.runtimes.prepared.cache import CopyCache
 from roost.runtimes.prepared.identity import copy_key
 from roost.runtimes.prepared.inputs import inputs_to_try
 from roost.runtimes.prepared.making import CopyOrder, NotNow, make_copy
+from roost.runtimes.prepared.trial import Peak, measure_model
+from roost.runtimes.protocol import LoadedModel, LoadSpec, RunHandle
 
 PLAIN: dict[str, Any] = {"load_s": 0.2, "first_run_s": 0.01, "private_bytes": 100 << 20, "mappings": 1}
 PLAIN |= {"peak_bytes": 300 << 20, "signature": {}}
@@ -141,3 +143,38 @@ def test_inputs_have_the_declared_shapes(shape: tuple[int, ...], wanted: tuple[i
     tried = [inputs["x"].shape for inputs in inputs_to_try(specs, [], "")]
     assert wanted in tried
     assert all(len(found) == len(shape) for found in tried)
+
+
+class Watched(LoadedModel, Peak):
+    """A runtime, its only model and the watch on its memory: what is done in which order."""
+
+    name = "watched"
+    signature = Signature((TensorSpec("x", "FP32", (1,)),), (TensorSpec("y", "FP32", (1,)),))
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def load(self, spec: LoadSpec) -> LoadedModel:
+        self.done.append("load")
+        return self
+
+    def prepare(self, spec: LoadSpec, folder: str) -> str:
+        raise NotImplementedError
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[str], run: RunHandle) -> Sequence[Tensor]:
+        self.done.append("run")
+        return [Tensor("y", "FP32", (1,), b"1234")]
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def end(self) -> int:
+        self.done.append("peak")
+        return 1 << 40
+
+
+def test_the_peak_that_loads_reserve_is_that_of_the_load_and_not_of_runs(tmp_path: Path) -> None:
+    watched = Watched()
+    taken = measure_model(watched, LoadSpec("model", str(tmp_path), 1, {}), (), str(tmp_path), watched)
+    assert watched.done[:3] == ["load", "peak", "run"]
+    assert taken["peak_bytes"] == 1 << 40

@@ -28,7 +28,7 @@ from roost.router.responses import FIRST_RESPONSE_MS, POSITIONS, Kind, ResponseS
 from roost.router.revision import Revision
 from roost.router.states import Availability
 from roost.router.statistics import statistics
-from roost.router.stats import NOTHING, Stats
+from roost.router.stats import LOAD_HALF_LIFE_S, NOTHING, Stats
 from roost.router.traffic import Traffic
 
 from tests.unit.mesh_fakes import Bed, bed
@@ -297,3 +297,13 @@ async def test_streams_are_counted_by_what_became_of_them() -> None:
         assert failed.future.done()
         (shown,) = await show(on, "a")
         assert (shown.response_stats["0"].fail.count, shown.response_stats["0"].cancel.count) == (1, 1)
+
+
+def test_a_load_that_was_slow_once_is_forgiven_with_time() -> None:
+    stats = Stats()
+    assert stats.expected_load_s("m", "1", 0.0) == 0.0
+    stats.loaded("m", "1", 80.0, 100.0)
+    assert stats.expected_load_s("m", "1", 100.0) == 80.0
+    assert stats.expected_load_s("m", "1", 100.0 + LOAD_HALF_LIFE_S) == pytest.approx(40.0)
+    stats.loaded("m", "1", 2.0, 500.0)
+    assert stats.expected_load_s("m", "1", 500.0) == 2.0

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from roost.core.errors import FailedPrecondition, LoadFailed, PollFailed, RoostError
@@ -130,7 +130,8 @@ class Control:
             raise fresh.error
         kept = await self._keep_unchanged(present, fresh)
         new = [number for number in fresh.versions if number not in kept and _takes_over(number, present, fresh)]
-        await self._bring_all([fresh.versions[number].revision for number in new], fresh, kept)
+        with self._making_way(present, kept):
+            await self._bring_all([fresh.versions[number].revision for number in new], fresh, kept)
         self._install(fresh)
 
     async def remove(self, name: str) -> None:
@@ -150,13 +151,27 @@ class Control:
         """Loads what is new in ``fresh`` and puts it in the place of ``present``."""
         kept = await self._keep_unchanged(present, fresh)
         try:
-            for number, version in fresh.versions.items():
-                if number not in kept:
-                    await self._load_version(number, version, present)
+            with self._making_way(present, kept):
+                for number, version in fresh.versions.items():
+                    if number not in kept:
+                        await self._load_version(number, version, present)
         except BaseException:
             self._give_up(fresh, kept)
             raise
         self._install(fresh)
+
+    @contextlib.contextmanager
+    def _making_way(self, present: Model | None, kept: Mapping[str, Version]) -> Iterator[None]:
+        """While it lasts, what is to be replaced may be evicted even if it is pinned: there may be no room for both."""
+        served = present.versions if present is not None else {}
+        replaced = [version.revision for number, version in served.items() if number not in kept]
+        for revision in replaced:
+            self._mesh.give_way(revision, yields=True)
+        try:
+            yield
+        finally:
+            for revision in replaced:
+                self._mesh.give_way(revision, yields=False)
 
     async def _bring_all(self, revisions: Sequence[Revision], fresh: Model, kept: Mapping[str, Version]) -> None:
         try:

@@ -209,7 +209,7 @@ class Creator:
         if load.asked_at > -math.inf:
             self.ledger.used_before(revision, load.asked_at)
         self.room.forecast.took(load_s)
-        self.stats.loaded(revision.key.name, revision.key.version, load_s)
+        self.stats.loaded(revision.key.name, revision.key.version, load_s, now)
         if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
             revision.failure = None
             self.catalog.loaded(revision)

@@ -28,7 +28,7 @@ from roost.router.process import (
     worker_arguments,
     worker_environment,
 )
-from roost.router.process_watch import Watch
+from roost.router.process_watch import Watch, is_stopped
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,8 @@ class _Server:
     async def end(self) -> None:
         """Has it end, and waits for that."""
         self._lose()
+        if self._process.returncode is None and is_stopped(self.pid):  # it would not get on with it
+            self._process.kill()
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 await self._process.wait()

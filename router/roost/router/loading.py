@@ -176,8 +176,9 @@ class Loader:
         if self._stopped:
             self._settle(load, _stopping())
             return load.future
-        load.expected_s = self._stats.expected_load_s(revision.key.name, revision.key.version)
-        self.room.forecast.add(load, time.monotonic())
+        now = time.monotonic()
+        load.expected_s = self._stats.expected_load_s(revision.key.name, revision.key.version, now)
+        self.room.forecast.add(load, now)
         task = self._start(self._load(load))
         task.add_done_callback(lambda _: self._settle(load, _stopping()))  # if cancelled before it began
         return load.future
@@ -347,6 +348,7 @@ class Loader:
         than requests wait would never be loaded.
         """
         now = time.monotonic()
+        self.room.forecast.look_again(load, now)
         if load.expected_at <= now:
             return
         kept, load.kept = load.kept, True

@@ -82,6 +82,7 @@ class Mesh:
         launch: Launch = launch,
     ) -> None:
         self._settings = settings
+        self._ledger = ledger
         self._group = group
         what = "answers that clients have not read yet"
         self.answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
@@ -162,6 +163,13 @@ class Mesh:
         """The revision is not asked for any more: its instances go once what it has accepted is answered."""
         revision.retired = True
         self.loader.sweep(revision)
+
+    def give_way(self, revision: Revision, *, yields: bool) -> None:
+        """What is to take its place is loaded now, and may have it evicted although it is pinned; or no longer is."""
+        revision.yields = yields
+        pinned = revision.description.policy.pin and not yields
+        for instance in revision.instances:
+            self._ledger.pin(instance.id, pinned=pinned)
 
     def hold(self, worker: Worker) -> None:
         """A worker gets no batches and no loads from now on, until ``resume``; what it has goes on."""

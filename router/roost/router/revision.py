@@ -110,6 +110,7 @@ class Revision:
         refused: It was found to be too large for the budget, which was logged.
         used: Whether there was a request for it.
         retired: It is not to be used any more: instances go when their last request is answered.
+        yields: What is loaded now is to take its place: nothing of it is pinned, whatever its owner wants.
         renewed: When it was last looked whether other files are to take its place.
         labels: What the classes of its outputs are called, by output; read when first asked for.
         decoupled: Whether a request may get more or fewer responses than one.
@@ -147,6 +148,7 @@ class Revision:
     refused: bool = False
     used: bool = False
     retired: bool = False
+    yields: bool = False
     renewed: float = -math.inf
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     proof: Proof | None = None

@@ -245,7 +245,7 @@ class Room:
             need.figures,
             file=need.file,
             place=place,
-            pinned=policy.pin,
+            pinned=policy.pin and not revision.yields,
             priority=policy.priority,
         )
 

@@ -264,7 +264,7 @@ class Scaling:
     def _pin(self, revision: Revision, ready: Sequence[Instance]) -> None:
         """As many copies as its owner wants at least are never evicted."""
         policy = revision.description.policy
-        if not policy.min_copies or policy.pin:
+        if not policy.min_copies or policy.pin or revision.yields:
             return
         for place, instance in enumerate(ready):
             self.ledger.pin(instance.id, pinned=place < policy.min_copies)

@@ -25,6 +25,9 @@ from roost.router.responses import Kind, ResponseStats
 
 MAX_BATCH_SIZES = 1024
 
+LOAD_HALF_LIFE_S = 300.0
+"""What a load took counts half as much as an expectation for each time that this has passed since."""
+
 
 class Counted(NamedTuple):
     """What was counted for a revision; steps are those of requests that succeeded, times in nanoseconds."""
@@ -66,6 +69,7 @@ class ModelStats:
         loads: Loads that succeeded.
         load_s: What they took in all.
         last_load_s: What the last of them took.
+        loaded_at: When that was over, on the monotonic clock.
         load_failures: Loads that failed.
         evictions: Loaded copies that were evicted.
         last_at: When the last request was answered, seconds since 1970.
@@ -89,6 +93,7 @@ class ModelStats:
         "load_failures",
         "load_s",
         "load_wait_s",
+        "loaded_at",
         "loads",
         "name",
         "ok",
@@ -113,7 +118,7 @@ class ModelStats:
         self.slot_wait_s = self.load_wait_s = 0.0
         self.rows = self.executions = 0
         self.loads = self.load_failures = self.evictions = 0
-        self.load_s = self.last_load_s = 0.0
+        self.load_s = self.last_load_s = self.loaded_at = 0.0
         self.last_at = 0.0
         self.batch: array[int] | None = None  # nearly always the only one, and a dictionary costs three times as much
         self.other_batches: dict[int, array[int]] | None = None
@@ -321,19 +326,27 @@ class Stats:
         if self.on_request is not None:
             self.on_request(request)
 
-    def loaded(self, name: str, version: str, load_s: float) -> None:
-        """Counts a load that went well."""
+    def loaded(self, name: str, version: str, load_s: float, now: float = 0.0) -> None:
+        """Counts a load that went well and was over at a time of the monotonic clock."""
         stats = self.of(name, version)
         stats.loads += 1
         stats.load_s += load_s
         stats.last_load_s = load_s
+        stats.loaded_at = now
         if self.on_load is not None:
             self.on_load(name, load_s)
 
-    def expected_load_s(self, name: str, version: str) -> float:
-        """How long the next load takes at least, as far as those before tell; 0 if there was none."""
+    def expected_load_s(self, name: str, version: str, now: float) -> float:
+        """How long the next load takes at least, as far as those before tell; 0 if there was none.
+
+        The longer ago the last one was, the less it tells: one that was slow for once would else refuse the requests
+        for ever that would show it.
+        """
         stats = self.of(name, version)
-        return min(stats.last_load_s, stats.load_s / stats.loads) if stats.loads else 0.0
+        if not stats.loads:
+            return 0.0
+        known_s = min(stats.last_load_s, stats.load_s / stats.loads)
+        return known_s * float(0.5 ** ((now - stats.loaded_at) / LOAD_HALF_LIFE_S))
 
 
 def _no_batches(rows: int) -> array[int]:

@@ -14,6 +14,7 @@ moment: what can't be read is no copy, and whoever needs one loads the model its
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -43,6 +44,7 @@ _SUSPECT = "suspect"
 _USERS = "users"
 _LOCK = "lock"
 _MAKING = "making-"
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # what this process or the machine lacks for a while
 _GONE = "gone-"
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK_BYTES = 4096
@@ -242,6 +244,9 @@ class CopyCache:
             remove_whole(self.folder / key)
 
     def _drop(self, key: str, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in _PASSING:  # which says nothing of the copy
+            _log.warning("the prepared copy %.12s can't be looked at now: %s", key, error.strerror)
+            return
         reason = error.strerror if isinstance(error, OSError) else str(error)
         _log.warning("the prepared copy %.12s is removed: %s", key, reason)
         self.forget(key)

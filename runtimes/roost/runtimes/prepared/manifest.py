@@ -20,7 +20,7 @@ class Measured:
         load_s: Seconds of the processor until it was loaded.
         first_run_s: Seconds of the processor that the first run took; a copy's pages come in only then.
         private_bytes: Anonymous memory that it took, the first run included.
-        peak_bytes: The most that it took at any time, as far as it was seen.
+        peak_bytes: The most that it took while it was loaded, as far as it was seen.
         mappings: Mappings of the process that it took.
     """
 

@@ -103,31 +103,47 @@ def _do(job: Mapping[str, Any]) -> Mapping[str, Any]:
         return _save(runtime, spec, str(job["target"]))
     if job["job"] == "figures":
         return _figures(runtime, spec, job["samples"], str(job["samples_root"]), peak or Peak())
-    answer = _measure(runtime, spec, job["samples"], str(job["samples_root"]))
-    answer["peak_bytes"] = max(answer["private_bytes"], peak.end() if peak is not None else 0)
-    return answer
+    return measure_model(runtime, spec, job["samples"], str(job["samples_root"]), peak)
 
 
 def _save(runtime: PreparingRuntime, spec: LoadSpec, target: str) -> Mapping[str, Any]:
     return {"entry": runtime.prepare(spec, target)}
 
 
-def _measure(
-    runtime: PreparingRuntime, spec: LoadSpec, samples: Sequence[Mapping[str, Any]], samples_root: str
+def measure_model(
+    runtime: PreparingRuntime,
+    spec: LoadSpec,
+    samples: Sequence[Mapping[str, Any]],
+    samples_root: str,
+    peak: Peak | None,
 ) -> dict[str, Any]:
+    """What loading the first model of a process takes, and what it answers.
+
+    Args:
+        runtime: Loads it.
+        spec: What to load.
+        samples: See ``inputs_to_try``.
+        samples_root: See there.
+        peak: Watches memory, if the most of the load is asked for.
+    """
     trim_memory()  # or the model would lie in what the imports have left
     before_bytes, before_mappings = private_bytes(), mappings_of()
     # Elsewhere what counts is how long one waits; here others may have the processor most of the time.
     started_s, started_wall_s = time.process_time(), time.monotonic()
     model = runtime.load(spec)
     load_s, load_wall_s = time.process_time() - started_s, time.monotonic() - started_wall_s
+    peak_bytes = (
+        peak.end() if peak is not None else 0
+    )  # of the load: runs may take far more, and no load waits for that
     answers, first_run_s = _ask(model, samples, samples_root)
     trim_memory()
+    taken_bytes = max(0, private_bytes() - before_bytes)
     return {
         "load_s": load_s,
         "load_wall_s": load_wall_s,
         "first_run_s": first_run_s,
-        "private_bytes": max(0, private_bytes() - before_bytes),
+        "private_bytes": taken_bytes,
+        "peak_bytes": max(taken_bytes, peak_bytes),
         "mappings": max(0, mappings_of() - before_mappings),
         "signature": model.signature.to_json(),
         "answers": answers,
