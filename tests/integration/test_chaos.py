@@ -12,6 +12,7 @@ from pathlib import Path
 from roost.core.errors import Code
 
 from tests.clients import TRANSPORTS, CallFailed, connect, four
+from tests.integration.scenario_place import books_are_right
 from tests.models import write_dummy
 from tests.server import RoostServer, eventually, started
 
@@ -28,26 +29,13 @@ def _write_models(repository: Path, draw: random.Random) -> None:
         )
 
 
-def _is_calm(server: RoostServer) -> bool:
-    """Whether nothing is under way, and what is accounted is what is there."""
-    status = server.status()
-    instances = [instance for worker in status["workers"] for instance in worker["instances"]]
-    device = status["devices"][0]
-    return (
-        (status["queued"], status["body_bytes"], device["reserved_bytes"]) == (0, 0, 0)
-        and all(worker["in_flight"] == 0 and worker["state"] == "up" for worker in status["workers"])
-        and all(instance["state"] == "ready" and instance["leases"] == 0 for instance in instances)
-        and device["used_bytes"] == sum(instance["bytes"] for instance in instances)
-    )
-
-
 async def _all_serve(server: RoostServer) -> None:
-    await eventually(lambda: _is_calm(server), "peace")
+    await eventually(lambda: books_are_right(server), "peace")
     for transport in TRANSPORTS:
         async with connect(server, transport) as client:
             for name in NAMES:
                 await client.infer(name, four())
-    await eventually(lambda: _is_calm(server), "peace")
+    await eventually(lambda: books_are_right(server), "peace")
 
 
 async def test_workers_die_while_models_come_and_go(tmp_path: Path, repository: Path) -> None:

@@ -51,16 +51,6 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
         RoostError: If the runtime can't load it.
     """
     revision, worker = instance.revision, instance.worker
-    artifact = revision.artifact
-    assert artifact is not None
-    payload: dict[str, Any] = {
-        "instance": instance.id,
-        "backend": revision.description.backend,
-        "path": artifact.path if instance.copy is None else instance.copy.path,
-        "root": artifact.root if instance.copy is None else instance.copy.root,
-        "prepared": instance.copy is not None,
-        "options": dict(revision.description.options),
-    }
     link = worker.link
     assert link is not None
     number = link.next_number()
@@ -70,7 +60,7 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
     late_at = time.monotonic() + timeout_s
     try:
         async with asyncio.timeout(timeout_s + CANCEL_TIMEOUT_S):
-            reply = await link.call(FrameType.LOAD, payload, number=number)
+            reply = await link.call(FrameType.LOAD, _load_payload(instance), number=number)
     except TimeoutError:  # what a runtime holds that can't be interrupted comes back with its process only
         log.error("%s did not load within %g s: worker %d is ended", revision.key, timeout_s, worker.id)
         worker.kill()
@@ -87,6 +77,19 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
     if instance.state is InstanceState.GONE:
         raise WorkerLost("its worker was lost just after loading")
     return Signature.from_json(reply["signature"])
+
+
+def _load_payload(instance: Instance) -> dict[str, Any]:
+    description, artifact, copy = instance.revision.description, instance.revision.artifact, instance.copy
+    assert artifact is not None
+    return {
+        "instance": instance.id,
+        "backend": description.backend,
+        "path": artifact.path if copy is None else copy.path,
+        "root": artifact.root if copy is None else copy.root,
+        "prepared": copy is not None,
+        "options": dict(description.options),
+    }
 
 
 async def unload(instance: Instance) -> bool:

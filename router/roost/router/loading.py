@@ -212,8 +212,10 @@ class Loader:
 
     def drop_copy(self, instance: Instance) -> None:
         """Takes out one instance: at once if nobody leases it, else it gets no more batches and goes after its last."""
-        if instance.state is not InstanceState.READY:
-            return
+        if instance.state is InstanceState.READY:
+            self._evict_or_drain(instance)
+
+    def _evict_or_drain(self, instance: Instance) -> None:
         if instance.leases:
             instance.advance(InstanceEvent.DRAIN)
             self._ledger.leaving(instance.id)
@@ -308,13 +310,8 @@ class Loader:
             instance = next(w.instances[number] for w in self._workers if number in w.instances)
             key = instance.revision.key
             self._stats.of(key.name, key.version).evictions += 1
-            if not instance.leases:
-                log.debug("evicting %s: others need its memory more", key)
-                self.evict(instance)
-            else:
-                log.debug("draining %s: others wait for its memory", key)
-                instance.advance(InstanceEvent.DRAIN)
-                self._ledger.leaving(number)
+            log.debug("%s %s: others need its memory more", "draining" if instance.leases else "evicting", key)
+            self._evict_or_drain(instance)
 
     async def _load(self, load: Load) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
