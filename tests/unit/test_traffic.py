@@ -193,6 +193,7 @@ FILES = st.fixed_dictionaries({"routes": st.lists(ROUTES, max_size=3) | VALUES})
 
 
 @given(FILES)
+@example({"routes": [{"name": -(10**5000), "targets": [{"model": None}]}]})
 def test_arbitrary_content_is_routes_or_an_invalid_argument(content: Any) -> None:
     traffic = Traffic()
     with contextlib.suppress(InvalidArgument):

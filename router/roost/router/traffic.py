@@ -143,7 +143,11 @@ def _target(row: Any, route: str, place: str) -> Target:
 
 
 def _name(value: Any, what: str, place: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | str) or (isinstance(value, int) and value > sys.maxsize):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | str)
+        or (isinstance(value, int) and abs(value) > sys.maxsize)
+    ):
         raise InvalidArgument(f"{place}: {what} {_shown(value)} is not a text: write it in quotes")
     return check_name(str(value), f"{what} in {place}:")
 
