@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from roost.router.pace import BELIEVED_RUNS, EVERY_S, LONGEST_BELIEF_S, SHORTEST_BELIEF_S, Pace
+from roost.router.pace import BELIEVED_RUNS, EVERY_S, LONGEST_BELIEF_S, SHORTEST_BELIEF_S, Cautious, Pace
 
 NOW = 1_000.0
 BATCHES = st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10)), min_size=1, max_size=60)
@@ -95,3 +95,23 @@ def test_of_very_many_batches_some_are_enough() -> None:
     pace.observe(1, 0.1, NOW)
     pace.observe(1, 0.9, NOW + EVERY_S / 2)
     assert pace.estimate(1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("turn", "caution"), [(0.5, 1.0), (1.0, 1.0), (1.4, 1.4), (7.0, 2.0)])
+def test_turns_that_take_longer_than_their_runs_make_cautious(turn: float, caution: float) -> None:
+    pace = Pace()
+    for place in range(200):
+        pace.observe(2, 0.01, NOW + place, 0.01 * turn)
+    assert pace.caution == pytest.approx(caution, abs=0.01)
+    assert pace.estimate(2) == pytest.approx(0.01), "that is the run's own time"
+    cautious = Cautious(pace, pace.caution)
+    assert cautious.estimate(2) == pytest.approx(0.01 * pace.caution)
+    assert cautious.most_rows(0.01 * pace.caution, 16) == 2
+
+
+def test_turns_that_vary_make_cautious() -> None:
+    pace, draw = Pace(), random.Random(1)
+    turns = [draw.uniform(0.7, 1.3) for _ in range(200)]
+    for place, turn in enumerate(turns):
+        pace.observe(2, 0.01, NOW + place, 0.01 * turn)
+    assert sorted(turns)[180] < pace.caution < 1.5

@@ -16,6 +16,7 @@ from roost.core.requests import Done, InferRequest
 from roost.router.batching import Dispatch, WaitUntil, plan
 from roost.router.deadlines import Deadlines
 from roost.router.intake import Taken
+from roost.router.pace import Cautious
 from roost.router.pending import Pending
 from roost.router.queues import Queues
 from roost.router.revision import Instance, Revision
@@ -186,7 +187,7 @@ class Dispatcher:
         late: list[Pending] = []
         while queue:
             instance = self._free_instance(revision, now)
-            pace = revision.pace if revision.pace.is_known(now) else None
+            pace = Cautious(revision.pace, revision.caution(now)) if revision.pace.is_known(now) else None
             decision = plan(queue, now, 0 if instance is None else 1, revision.limits, pace)
             if decision.late:
                 late += queues.take(revision, decision.late)
@@ -378,8 +379,8 @@ def _is_short(revision: Revision, now: float) -> bool:
 
 def _last_moment(pending: Pending, now: float) -> float:
     """When a request that waits has to go to its run at the latest."""
-    pace = pending.revision.pace
-    run_s = pace.estimate(pending.rows) if pace.is_known(now) else 0.0
+    revision, pace = pending.revision, pending.revision.pace
+    run_s = pace.estimate(pending.rows) * revision.caution(now) if pace.is_known(now) else 0.0
     return min(pending.leave_by, pending.deadline - run_s)
 
 

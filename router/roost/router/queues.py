@@ -128,7 +128,8 @@ class Queues:
         wait_s = free_in_s + full * pace.estimate(at_once) / parallel + pace.estimate(rest + 1)
         if now > revision.strained_until:
             revision.strain = 0.0
-        is_hopeless = wait_s * (_MARGIN + _STRAINED_MARGIN * revision.strain) > left_s
+        margin = max(_MARGIN + _STRAINED_MARGIN * revision.strain, revision.caution(now))
+        is_hopeless = wait_s * margin > left_s
         revision.strain += (is_hopeless - revision.strain) / _REFUSALS_MEMORY
         if is_hopeless:
             revision.strained_until = now + _STRAIN_S
@@ -142,9 +143,9 @@ class Queues:
         pace, free_at = revision.pace, now + _capacity(revision, now)[0]
         if not pace.is_known(now) or revision.queue[0].deadline - free_at > pace.estimate(revision.limits.max_rows):
             return []
-        count = 0
+        count, caution = 0, revision.caution(now)
         for pending in revision.queue:
-            if free_at + pace.estimate(pending.rows) <= pending.deadline:
+            if free_at + pace.estimate(pending.rows) * caution <= pending.deadline:
                 break
             count += 1
         return self.take(revision, count)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from roost.router.worker import Worker
     from roost.runtimes.prepared.cache import Copy
 
+_FULLY_CAUTIOUS_STRAIN = 0.5
+
 _UNKNOWN_PACE = Pace()  # of all models that were never used, of which there may be very many
 
 
@@ -223,6 +225,15 @@ class Revision:
         if not self.instances and self.contract is not None:
             self.former = self.contract
             self.hold_to(None)
+
+    def caution(self, now: float) -> float:
+        """So many times what a batch is expected to take it should have time for; 1 as long as hardly any are refused.
+
+        Where many have to be, one that runs and may be late takes the place of another that would not have been.
+        """
+        if now > self.strained_until:
+            return 1.0
+        return 1.0 + (self.pace.caution - 1.0) * min(1.0, self.strain / _FULLY_CAUTIOUS_STRAIN)
 
     def in_use(self) -> bool:
         """Whether it is loaded or about to be."""

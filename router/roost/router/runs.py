@@ -84,6 +84,7 @@ class Runs:
             return None
         instance = batch.instance
         instance.runs.remove(batch)
+        turn_s = now - max(batch.sent, instance.turn_at)
         instance.busy_s += now - instance.turn_at
         worker.busy_s += now - worker.turn_at
         instance.turn_at = worker.turn_at = now
@@ -94,7 +95,7 @@ class Runs:
             first = batch.requests[0]
             # What is like nothing else was not measured in the rows that others are.
             if first.stream is None and type(first.key) is not object:
-                revision.pace.observe(batch.rows, (times.output_end - times.input_start) / 1e9, now)
+                revision.pace.observe(batch.rows, (times.output_end - times.input_start) / 1e9, now, turn_s)
         return batch
 
     def release(self, instance: Instance, now: float) -> None:
