@@ -149,11 +149,13 @@ def seen(outcome: Outcome, questions: Asked, picks: Picks, limit_s: float = floa
     )
 
 
-def recovery_s(run: Seen, moments_ns: Sequence[int], *, limit_s: float, share: float, bin_s: float) -> list[float]:
-    """How long after each of some moments goodput was back for good, that is until the next moment.
+def recovery_s(
+    run: Seen, moments_ns: Sequence[int], *, limit_s: float, share: float, bin_s: float, hold_s: float
+) -> list[float]:
+    """How long after each of some moments goodput was back, and stayed for a while or until the next moment.
 
-    Time after a moment is cut into equal bins by when requests were due; goodput is back after the last bin in which
-    fewer than a share of them were answered rightly and in time.
+    Time after a moment is cut into equal bins by when requests were due; goodput is back before the first of so many
+    bins in a row in each of which a share of them were answered rightly and in time.
 
     Args:
         run: What was seen.
@@ -161,6 +163,7 @@ def recovery_s(run: Seen, moments_ns: Sequence[int], *, limit_s: float, share: f
         limit_s: Within which time answers must come.
         share: Of the requests of a bin.
         bin_s: How long bins are; how exact the result is.
+        hold_s: How long it has to stay.
     """
     in_time = run.in_time(limit_s)
     ends_ns = [*moments_ns[1:], int(run.due_ns.max(initial=0)) + 1]
@@ -171,7 +174,8 @@ def recovery_s(run: Seen, moments_ns: Sequence[int], *, limit_s: float, share: f
         due = np.bincount(bins)
         good = np.bincount(bins, in_time[within])
         bad = np.flatnonzero(good < share * due)
-        found.append(float(bad[-1] + 1) * bin_s if len(bad) else 0.0)
+        gaps = np.diff([-1, *bad, len(due) + round(hold_s / bin_s)]) > hold_s / bin_s  # the last one ends the window
+        found.append(float([-1, *bad][int(np.argmax(gaps))] + 1) * bin_s)
     return found
 
 

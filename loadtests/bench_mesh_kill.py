@@ -31,6 +31,7 @@ LIMIT_S = 0.1
 """Answers that come later are none for goodput; to failures they are."""
 
 _BIN_S = 0.05
+_HOLD_S = 1.0
 _KNEE_LIMIT_S = 0.02
 _KNEE_S = 2.0
 _KNEE_RATES = (500.0, 30_000.0, 1.4)
@@ -94,7 +95,7 @@ def _knee_per_s(server: RoostServer, questions: Asked) -> float:
 def _judge(found: Findings, run: Seen, killer: _Killer) -> None:
     kills = [moment for moment in killer.moments_ns if moment < run.due_ns[-1]]
     found.at_most("requests that failed", 0, run.failures)
-    recovered = recovery_s(run, kills, limit_s=LIMIT_S, share=GOODPUT, bin_s=_BIN_S)
+    recovered = recovery_s(run, kills, limit_s=LIMIT_S, share=GOODPUT, bin_s=_BIN_S, hold_s=_HOLD_S)
     found.at_most(
         f"time to {GOODPUT:.0%} goodput ({LIMIT_S * 1e3:.0f} ms) after a kill, the longest, s",
         RECOVERY_S,
@@ -103,5 +104,6 @@ def _judge(found: Findings, run: Seen, killer: _Killer) -> None:
     slowest_s = [run.quantile_s(1.0, (run.due_ns >= moment) & (run.due_ns < moment + 2e9)) for moment in kills]
     found.shown("slowest answer to what came within 2 s after a kill, ms", [1e3 * slowest for slowest in slowest_s])
     found.notes.append(
-        f"{len(run.good):,} requests to {MODELS} models, {len(kills)} kills; goodput in bins of {_BIN_S * 1e3:.0f} ms"
+        f"{len(run.good):,} requests to {MODELS} models, {len(kills)} kills; goodput in bins of {_BIN_S * 1e3:.0f} ms, "
+        f"back if it stays for {_HOLD_S:.0f} s; median {np.median(recovered):.2f} s"
     )

@@ -101,17 +101,18 @@ def steady(*, down: range, until_ms: int = 2000) -> Seen:
         (range(500, 710), 0.25),
         (range(800, 900), 0.4),  # it was good again in between
         (range(400, 500), 0.0),  # before
-        (range(1900, 2000), 1.5),  # not before the end
+        (range(600, 2000), 1.5),  # not before the end
+        (range(1900, 2000), 0.0),  # long after it was back
     ],
 )
 def test_goodput_is_back_when_it_stays(down: range, seconds: float) -> None:
-    found = recovery_s(steady(down=down), [500 * MS], limit_s=0.1, share=0.95, bin_s=0.05)
+    found = recovery_s(steady(down=down), [500 * MS], limit_s=0.1, share=0.95, bin_s=0.05, hold_s=0.5)
     assert found == [pytest.approx(seconds)]
 
 
 def test_each_moment_is_judged_until_the_next_one_and_late_answers_are_none() -> None:
     slow = run_of(*((at, at + (300 if 1000 <= at < 1100 else 1), True) for at in range(2000)))
-    found = recovery_s(slow, [100 * MS, 1000 * MS], limit_s=0.1, share=0.95, bin_s=0.05)
+    found = recovery_s(slow, [100 * MS, 1000 * MS], limit_s=0.1, share=0.95, bin_s=0.05, hold_s=0.5)
     assert found == [0.0, pytest.approx(0.1)]
 
 

@@ -69,6 +69,12 @@ KNOWN = {
         head("Content-Length: 11", path="/v2/models/a.b-c_1/versions/007/infer"),
         ("a.b-c_1", "7", 11, 11, ""),
     ),
+    "another model": (PLAIN, PLAIN.replace(b"simple", b"Other.1"), ("Other.1", "", 10, 10, "")),
+    "another version": (
+        PLAIN,
+        head("Content-Length: 10", path="/v2/models/simple/versions/012/infer"),
+        ("simple", "12", 10, 10, ""),
+    ),
     "binary": (
         head(f"{JSON_LENGTH}: 5", "Content-Length: 10"),
         head(f"{JSON_LENGTH}: 6", f"Content-Length: {MAX_BODY}"),
@@ -152,7 +158,10 @@ DIFFERENT = {
     "a space before the colon": PLAIN.replace(b"Length:", b"Length :"),
     "an empty line before": b"\r\n" + PLAIN,
     "a tab in the request line": PLAIN.replace(b"POST ", b"POST\t"),
-    "another model": PLAIN.replace(b"simple", b"simplf"),
+    "another call": head("Content-Length: 10", path="/v2/models/simple/generate"),
+    "a name that is none": PLAIN.replace(b"simple", b".simple"),
+    "an escape": PLAIN.replace(b"simple", b"s%69mple"),
+    "a named version": head("Content-Length: 10", path="/v2/models/simple/versions/v1/infer"),
     "a header more": head("X: y", "Content-Length: 10"),
     "a byte more": PLAIN + b"x",
     "nothing": b"",
@@ -194,7 +203,22 @@ async def test_memo_is_bounded() -> None:
         assert memo.find(data) is not None
     for length in range(1, 2_001):
         assert memo.find(head("X-Request-Id: 9999", f"Content-Length: {length}")) is not None
-    assert len(memo) <= 2048
+    for number in range(10_000):
+        found = memo.find(head("X-Request-Id: 9999", "Content-Length: 1", path=f"/v2/models/m{number}/infer"))
+        assert found is not None
+        assert found.kind.model == f"m{number}"
+    assert len(memo) <= 1024 + 1024 + 4096
+
+
+async def test_requests_to_a_model_have_a_window_whatever_their_lengths() -> None:
+    memo = learned(PLAIN)
+    kinds = {
+        found.kind
+        for length in range(1, 20)
+        for path in ("/v2/models/a/infer", "/v2/models/b/infer")
+        if (found := memo.find(head(f"Content-Length: {length}", path=path)))
+    }
+    assert sorted(kind.model for kind in kinds) == ["a", "b"]
 
 
 BODY = b"0123456789"
@@ -250,7 +274,7 @@ async def test_turns() -> None:
 
 
 def test_bodies_in_pieces() -> None:
-    known = Head(Kind("m", "", "identity", (), 60.0), 10, 10, "")
+    known = Head(Kind("m", "", "identity", 60.0), 10, 10, "")
     for pieces in ([BODY], [BODY[:3], BODY[3:]], [b"", BODY[:9], BODY[9:]]):
         body = ArrivingBody(b"", known, 0.0)
         for piece in pieces:

@@ -167,7 +167,7 @@ def test_what_came_before_the_cut_does_not_cut_again() -> None:
 
 async def test_those_that_are_late_long_after_the_last_one_came_cut_all_the_same() -> None:
     lean = LeanPath(FakeDataPlane(), RestLimits(), TransportOptions())
-    kind = Kind("m", "", "identity", (), 60.0)
+    kind = Kind("m", "", "identity", 60.0)
     came = lean.turn.now = time.monotonic() - 10.0
     request = RestInferRequest("m", "", RequestContext(came, came + 60.0), [])
     for _ in range(200):

@@ -19,7 +19,7 @@ from roost.router.stats import Counted, Stats
 from roost.server.exposition import escape, family, head, join, number
 from roost.server.metrics_machine import MachineUsage
 
-SLICE = 125
+SLICE = 25
 """How many models are worked on at once."""
 
 _REASONS = tuple(outcome.name for outcome in Outcome)

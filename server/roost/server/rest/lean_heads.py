@@ -1,13 +1,17 @@
 """Heads of requests that the parser has taken before, by their bytes.
 
 The parser alone decides what a head means. What it makes of one depends on nothing but the bytes, so the same bytes
-need not be parsed again: the memo holds heads of plain inference requests that it has accepted. Numbers that change
-from request to request are cut out first, with their headers' names left in place.
+need not be parsed again: the memo holds heads of plain inference requests that it has accepted. What changes from
+request to request is cut out first: the name of the model, of which there may be thousands, with its version, and the
+values of some headers, whose names are left in place.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
 
 from aiohttp import hdrs
 from aiohttp.http_parser import RawRequestMessage
@@ -19,9 +23,12 @@ from roost.server.rest.lean_window import Window
 from roost.server.rest.paths import normal_version
 
 _MAX_HEADS = 1024
+_MAX_KINDS = 4096
 _MAX_HEAD_BYTES = 2048
-_START = b"POST /v2/models/"
-_PATH = re.compile(r"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]*)(?:/versions/([0-9]{1,18}))?/infer\Z", re.ASCII)
+# No character of a name or a version means anything to the parser.
+_START = re.compile(
+    rb"POST (/v2/models/([A-Za-z0-9][A-Za-z0-9._-]*)(?:/versions/([0-9]{1,18}))?/infer) HTTP/1\.1(?=\r\n)"
+)
 _VALUES = re.compile(
     rb"\r\n(?:(Content-Length|Inference-Header-Content-Length): ([0-9]{1,18})"
     rb"|(Traceparent): ([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}))(?=\r\n)",
@@ -35,26 +42,40 @@ _TRACEPARENT = "traceparent"
 # With one of these a request needs more than the lean path does.
 _NOT_PLAIN = (hdrs.TRANSFER_ENCODING, hdrs.CONTENT_ENCODING, hdrs.EXPECT, hdrs.UPGRADE)
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Headers:
+    """What all heads say that differ in nothing but what is cut out.
+
+    Attributes:
+        coding: The content coding that is wanted for answers.
+        names: The headers whose values were cut out, in order and in lower case.
+    """
+
+    coding: str
+    names: tuple[str, ...]
+
 
 class Kind:
-    """What all requests have in common whose heads differ in nothing but those values.
+    """What all requests have in common whose heads differ in nothing but the values of headers.
 
     Attributes:
         model: From the path.
         version: From the path, empty if it is not there.
         coding: The content coding that they want for their answers.
-        names: The headers whose values were cut out, in order and in lower case.
         allowance_s: How long requests of this kind may take, as far as is known.
         window: Those of them that are under way.
     """
 
-    __slots__ = ("allowance_s", "coding", "model", "names", "version", "window")
+    __slots__ = ("allowance_s", "coding", "model", "version", "window")
 
-    def __init__(self, model: str, version: str, coding: str, names: tuple[str, ...], allowance_s: float) -> None:
+    def __init__(self, model: str, version: str, coding: str, allowance_s: float) -> None:
         self.model = model
         self.version = version
         self.coding = coding
-        self.names = names
         self.allowance_s = allowance_s
         self.window = Window()
 
@@ -79,7 +100,7 @@ class Head:
 
 
 class HeadMemo:
-    """The heads that are known; so many at most, then it begins anew.
+    """The heads that are known; so many at most, then the oldest make room.
 
     Args:
         max_body_bytes: The largest body; heads that announce more are unknown.
@@ -91,11 +112,12 @@ class HeadMemo:
         self._max_body_bytes = max_body_bytes
         self._timeout_s = timeout_s
         self._left_alone = left_alone
-        self._heads: dict[bytes, Head] = {}
-        self._kinds: dict[bytes, Kind] = {}
+        self._heads: OrderedDict[bytes, Head] = OrderedDict()
+        self._headers: OrderedDict[bytes, Headers] = OrderedDict()
+        self._kinds: OrderedDict[tuple[bytes, Headers], Kind] = OrderedDict()  # by path
 
     def __len__(self) -> int:
-        return len(self._heads) + len(self._kinds)
+        return len(self._heads) + len(self._headers) + len(self._kinds)
 
     def find(self, head: bytes) -> Head | None:
         """What a head says; None if it is not known to be plain.
@@ -112,20 +134,17 @@ class HeadMemo:
             head: All bytes of it.
             message: What the parser made of exactly these bytes.
         """
-        if len(head) > _MAX_HEAD_BYTES or not head.startswith(_START) or not self._is_plain(message):
+        start = _START.match(head)
+        if start is None or len(head) > _MAX_HEAD_BYTES or not self._is_plain(message):
             return
-        match = _PATH.match(message.path)
         names, values = _values(head)
-        if match is None or values.get(_LENGTH) != message.headers[hdrs.CONTENT_LENGTH]:
+        if message.path.encode() != start[1] or values.get(_LENGTH) != message.headers[hdrs.CONTENT_LENGTH]:
             return
         for name in (_JSON_LENGTH, _TRACEPARENT):
             if message.headers.getall(name, []) != ([values[name]] if name in values else []):
                 return
-        if len(self._kinds) >= _MAX_HEADS:
-            self._kinds.clear()
-        version = normal_version(match[2] or "")
         coding = preferred_coding(message.headers.get(hdrs.ACCEPT_ENCODING, ""))
-        self._kinds[_VALUES.sub(_CUT_OUT, head)] = Kind(match[1], version, coding, names, self._timeout_s)
+        _keep(self._headers, _VALUES.sub(_CUT_OUT, head[start.end() :]), Headers(coding, names), _MAX_HEADS)
 
     def _is_plain(self, message: RawRequestMessage) -> bool:
         headers = message.headers
@@ -143,26 +162,39 @@ class HeadMemo:
 
     def _read(self, head: bytes) -> Head | None:
         """What a head says that is of a known kind."""
-        if not head.startswith(_START) or len(head) > _MAX_HEAD_BYTES:
+        start = _START.match(head)
+        if start is None or len(head) > _MAX_HEAD_BYTES:
             return None
-        kind = self._kinds.get(_VALUES.sub(_CUT_OUT, head))
-        if kind is None:
+        headers = self._headers.get(_VALUES.sub(_CUT_OUT, head[start.end() :]))
+        if headers is None:
             return None
         names, values = _values(head)
         body_bytes = int(values.get(_LENGTH, -1))
         json_bytes = int(values.get(_JSON_LENGTH, body_bytes))
         if (
-            names != kind.names
+            names != headers.names
             or not 0 < json_bytes <= body_bytes <= self._max_body_bytes
             or json_bytes > LARGE_JSON_BYTES
         ):
             return None
+        kind = self._kinds.get((start[1], headers)) or self._new_kind(start, headers)
         found = Head(kind, body_bytes, json_bytes, values.get(_TRACEPARENT, ""))
         if not found.traceparent:
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            self._heads[head] = found
+            _keep(self._heads, head, found, _MAX_HEADS)
         return found
+
+    def _new_kind(self, start: re.Match[bytes], headers: Headers) -> Kind:
+        version = normal_version((start[3] or b"").decode())
+        kind = Kind(start[2].decode(), version, headers.coding, self._timeout_s)
+        _keep(self._kinds, (start[1], headers), kind, _MAX_KINDS)
+        return kind
+
+
+def _keep(memo: OrderedDict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Adds an entry in place of the oldest one, if there are as many as may be."""
+    if len(memo) >= most and key not in memo:
+        memo.popitem(last=False)
+    memo[key] = value
 
 
 def _values(head: bytes) -> tuple[tuple[str, ...], dict[str, str]]:
