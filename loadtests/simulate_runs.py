@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from roost.core.figures import Figures
 from roost.router.eviction import EvictionPolicy
-from roost.router.placement import Evict, Fits, Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Evict, Fits, Limits
 
 from loadtests.simulate_traces import Floats, Ints, Trace
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from roost.core.errors import Limit, RoostError
-from roost.core.frames import Response
+from roost.core.frames import Call, Response
 from roost.router.admission import ByteBudget
 from roost.router.forking import fork_server
 from roost.router.link import Link
 from roost.router.process import Launch, WorkerProcess, WorkerSpec, launch
 
-SPEC = WorkerSpec("cpu", "cpu", slots=4, threads=1, arena_bytes=64 << 20)
+SPEC = WorkerSpec("onnx", "cpu", slots=4, threads=1, arena_bytes=64 << 20)
 
 
 class Listener:
@@ -39,6 +39,9 @@ class Listener:
 
     def on_run_error(self, run: int, error: Exception) -> None:
         """Nothing is run."""
+
+    def on_call(self, number: int, call: Call | None) -> None:
+        """No model calls another one."""
 
     def on_response_refused(self, run: int, error: RoostError) -> None:
         """Nothing is run."""

@@ -71,9 +71,10 @@ class RoostServer:
         repository: Its models.
         folder: Where state, ready file and log go.
         flags: More flags of ``roost serve``.
+        within: A command that changes what its own arguments are run with, such as their limits.
     """
 
-    def __init__(self, repository: Path, folder: Path, *flags: str) -> None:
+    def __init__(self, repository: Path, folder: Path, *flags: str, within: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.repository = repository
         self.folder = folder
@@ -83,7 +84,7 @@ class RoostServer:
         self.ports: dict[str, int] = {}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command(repository, folder, *flags),
+                [*within, *command(repository, folder, *flags)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -228,9 +229,9 @@ class RoostServer:
 
 
 @contextmanager
-def started(repository: Path, folder: Path, *flags: str) -> Iterator[RoostServer]:
+def started(repository: Path, folder: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[RoostServer]:
     """A server that is ready; if it still runs at the end it must stop well, without a process left behind."""
-    server = RoostServer(repository, folder, *flags)
+    server = RoostServer(repository, folder, *flags, within=within)
     try:
         server.wait_ready()
         yield server
@@ -243,9 +244,9 @@ def started(repository: Path, folder: Path, *flags: str) -> Iterator[RoostServer
         server.clean_up()
 
 
-def run_to_end(repository: Path, folder: Path, *flags: str) -> tuple[int, str]:
+def run_to_end(repository: Path, folder: Path, *flags: str, within: Sequence[str] = ()) -> tuple[int, str]:
     """Runs a server that ends by itself; returns its exit code and what it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    line: Sequence[str] = command(repository, folder, *flags)
+    line: Sequence[str] = [*within, *command(repository, folder, *flags)]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=DEADLINE_S, check=False, cwd=folder)
     return ended.returncode, ended.stdout + ended.stderr

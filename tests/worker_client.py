@@ -49,12 +49,19 @@ class WorkerClient:
     """Starts a worker and waits for its HELLO; ``process`` is the worker, ``hello`` what it said."""
 
     def __init__(
-        self, *, slots: int = 1, threads: int = 1, dummy: bool = True, epoch: int = 1, has_arena: bool = True
+        self,
+        *,
+        kind: str = "onnx",
+        slots: int = 1,
+        threads: int = 1,
+        dummy: bool = True,
+        epoch: int = 1,
+        has_arena: bool = True,
     ) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_S)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        command = [sys.executable, "-m", "roost.runtimes.worker", "--link-fd", str(theirs.fileno()), "--kind", "cpu"]
+        command = [sys.executable, "-m", "roost.runtimes.worker", "--link-fd", str(theirs.fileno()), "--kind", kind]
         command += ["--id", "0", "--epoch", str(epoch), "--slots", str(slots), "--threads", str(threads)]
         command += ["--enable-dummy"] if dummy else []
         descriptor = create_arena(ARENA_BYTES)
@@ -128,13 +135,15 @@ class WorkerClient:
             raise error_of(*parse_error(frame.payload))
         return parse_control(frame.payload)
 
-    def begin_load(self, instance: int, path: Path, options: dict[str, str] | None = None) -> int:
-        backend = "dummy" if path.suffix == ".dummy" else "onnxruntime"
+    def begin_load(self, instance: int, path: Path, options: dict[str, str] | None = None, backend: str = "") -> int:
+        backend = backend or ("dummy" if path.suffix == ".dummy" else "onnxruntime")
         fields = {"backend": backend, "path": str(path), "root": str(path.parent), "options": options or {}}
         return self.begin(FrameType.LOAD, instance=instance, **fields)
 
-    def load(self, instance: int, path: Path) -> dict[str, Any]:
-        return self.end(self.begin_load(instance, path))
+    def load(
+        self, instance: int, path: Path, options: dict[str, str] | None = None, backend: str = ""
+    ) -> dict[str, Any]:
+        return self.end(self.begin_load(instance, path, options, backend))
 
     def unload(self, instance: int) -> dict[str, Any]:
         return self.control(FrameType.UNLOAD, instance=instance)
@@ -154,8 +163,14 @@ class WorkerClient:
         deadline_ns: int = 0,
         credit: Credit | None = None,
     ) -> int:
-        wire = [WireTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data) for tensor in inputs]
-        return self.send_run(Run(instance, deadline_ns, wire, outputs, parameters or {}, credit))
+        return self.send_run(Run(instance, deadline_ns, _wire(inputs), outputs, parameters or {}, credit))
+
+    def begin_runs(self, count: int, instance: int, inputs: Sequence[Tensor]) -> list[int]:
+        """Sends several runs in one write: the worker may end with the first of them."""
+        requests = list(itertools.islice(self._requests, count))
+        run = Run(instance, 0, _wire(inputs))
+        self.send([part for request in requests for part in run_frame(request, run)])
+        return requests
 
     def send_run(self, run: Run) -> int:
         request = next(self._requests)
@@ -194,6 +209,10 @@ class WorkerClient:
                 raise EOFError("the worker closed the link")
             data += chunk
         return bytes(data)
+
+
+def _wire(inputs: Sequence[Tensor]) -> list[WireTensor]:
+    return [WireTensor(tensor.name, tensor.datatype, tensor.shape, tensor.data) for tensor in inputs]
 
 
 def arrays_of(response: Response) -> dict[str, npt.NDArray[Any]]:

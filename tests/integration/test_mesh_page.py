@@ -74,7 +74,7 @@ def many(question: Question) -> Activity:
     )
     process = ProcessActivity(1, 0.5, 100 * MIB)
     workers = tuple(
-        WorkerActivity(i, "cpu", "cpu", "up", 0, process, 1, 1, 0, 20_000 * MIB, {"ready": 5_000}) for i in range(4)
+        WorkerActivity(i, "onnx", "cpu", "up", 0, process, 1, 1, 0, 20_000 * MIB, {"ready": 5_000}) for i in range(4)
     )
     devices = (DeviceView("cpu", 90_000 * MIB, 80_000 * MIB, 0),)
     return Activity("1", True, 1.0, Totals(20_000, 20_000, 0, 9e3, 0, 0, 0), process, devices, workers, 20_000, rows)

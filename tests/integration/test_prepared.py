@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from roost.core.errors import RoostError
 from roost.core.frames import FrameType
@@ -23,7 +25,7 @@ from roost.runtimes.prepared.making import CopyOrder, NotNow, make_copy
 from roost.runtimes.protocol import LoadSpec, RunHandle
 
 from tests.models import write_mlp, write_simple
-from tests.server import RoostServer, started, wait_for
+from tests.server import DEADLINE_S, RoostServer, started, wait_for
 from tests.worker_client import WorkerClient, arrays_of
 
 LIMIT_BYTES = 1 << 30
@@ -73,6 +75,12 @@ def infer(server: RoostServer, model: str) -> Any:
     status, answer = server.post(f"/v2/models/{model}/infer", document)
     assert status == 200, answer
     return answer["outputs"]
+
+
+def trials(server: RoostServer) -> list[psutil.Process]:
+    """The fresh processes in which models are tried now."""
+    found = psutil.Process(server.pid).children(recursive=True)
+    return [process for process in found if "roost.runtimes.prepared.fresh" in process.cmdline()]
 
 
 def load_anew(server: RoostServer, model: str) -> None:
@@ -215,6 +223,16 @@ class TestInAServer:
         with started(repository, tmp_path, *FLAGS, "--cache-dir", str(cache)) as server:
             assert infer(server, "one") == first
             assert server.metric("roost_prepared_loads_total") == 1
+
+    def test_what_is_being_made_ends_with_the_server(self, repository: Path, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        with started(repository, tmp_path, *FLAGS, "--cache-dir", str(cache)) as server:
+            wait_for(lambda: list(cache.glob("making-*")), "a copy in the making")
+            wait_for(lambda: trials(server), "a process that tries it")
+            server.signal(signal.SIGTERM)
+            assert server.process.wait(DEADLINE_S) == 0
+            assert not server.processes()
+            assert not list(cache.glob("making-*"))
 
     def test_several_models_in_several_workers_pay_for_one_file(self, repository: Path, tmp_path: Path) -> None:
         shutil.copytree(repository / "one", repository / "two")

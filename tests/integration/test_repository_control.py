@@ -243,12 +243,12 @@ async def test_a_model_of_mlserver(tmp_path: Path, repository: Path) -> None:
         "inputs": [{"name": f"INPUT{i}", "datatype": "INT32", "shape": [1, 16]} for i in range(2)],
     }
     (repository / "simple" / "model-settings.json").write_text(json.dumps(settings))
-    write_garbage(repository / "sk" / "model.joblib")
-    (repository / "sk" / "model-settings.json").write_text('{"implementation": "mlserver_sklearn.SKLearnModel"}')
+    write_garbage(repository / "cat" / "model.cbm")
+    (repository / "cat" / "model-settings.json").write_text('{"implementation": "mlserver_catboost.CatboostModel"}')
     with started(repository, tmp_path / "run", "--workers", "1") as server:
         async with connect(server, "rest") as client:
             assert (await client.infer("simple", sixteen())).model_version == "v1"
             with pytest.raises(CallFailed) as error:
-                await client.infer("sk", sixteen())
+                await client.infer("cat", sixteen())
             assert error.value.means(Code.UNAVAILABLE)
-            assert "needs the runtime 'sklearn'" in error.value.message
+            assert "needs the runtime 'catboost'" in error.value.message

@@ -82,7 +82,8 @@ def test_a_state_folder_that_is_a_file(tmp_path: Path, repository: Path) -> None
 _WITHOUT_RUNTIMES = """
 import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "onnxruntime" else find(name, *rest)
+frameworks = {"onnxruntime", "torch", "tensorflow", "sklearn", "xgboost", "lightgbm"}
+importlib.util.find_spec = lambda name, *rest: None if name in frameworks else find(name, *rest)
 from roost.server.cli import main
 sys.exit(main())
 """

@@ -24,11 +24,12 @@ from roost.core.errors import (
 from roost.core.requests import InferRequest, InferResponse, RequestContext, RequestedOutput
 from roost.core.tensors import ParameterValue, Tensor, from_array, to_array, unpack_bytes
 from roost.registry_client.repository import LocalRepository
+from roost.router.assembly import router
 from roost.router.learned import Learned
 from roost.router.mesh import MeshSettings
-from roost.router.placement import Limits
+from roost.router.plans import Limits
 from roost.router.process import WorkerSpec
-from roost.router.router import Router, router
+from roost.router.router import Router
 from roost.router.store_sqlite import SqliteStore
 from roost.router.streams import WINDOW
 from roost.router.traffic import Traffic
@@ -58,7 +59,7 @@ async def routing(repository: Path, state: Path) -> AsyncIterator[Router]:
     """A router over one worker that runs one request at a time."""
     write_models(repository)
     settings = MeshSettings(
-        WorkerSpec("cpu", "cpu", 1, 1, enable_dummy=True, log_level="error"),
+        WorkerSpec("onnx", "cpu", 1, 1, enable_dummy=True, log_level="error"),
         workers=1,
         load_timeout_s=LONG_S,
         load_concurrency=1,

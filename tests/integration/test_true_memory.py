@@ -17,6 +17,7 @@ from roost.runtimes.measuring import measure
 from roost.runtimes.prepared.making import CopyOrder
 
 from tests.clients import connect, four, sixteen
+from tests.graphs import one, write_text
 from tests.models import write_dummy, write_mlp, write_policy, write_simple
 from tests.server import RoostServer, eventually, started
 from tests.worker_client import WorkerClient
@@ -24,6 +25,12 @@ from tests.worker_client import WorkerClient
 MIB = 1 << 20
 LAYERS = (256, 512, 512, 10)
 ROW = from_array("x", "FP32", np.ones((1, LAYERS[0]), np.float32))
+
+
+def _order(file: Path) -> CopyOrder:
+    status = file.stat()
+    files = [[file.name, status.st_ino, status.st_size, status.st_mtime_ns]]
+    return CopyOrder(str(file), str(file.parent), "d", files, "onnxruntime", memory_bytes=128 * MIB)
 
 
 def accounted(server: RoostServer) -> dict[str, int]:
@@ -63,15 +70,24 @@ def test_a_small_model_is_not_charged_with_what_all_share(
     """The first session of a process takes some MiB that the others do not."""
     path = tmp_path / "model.onnx"
     file = write_mlp(path, layers) if layers else write_simple(path)
-    status = file.stat()
-    files = [[file.name, status.st_ino, status.st_size, status.st_mtime_ns]]
-    order = CopyOrder(str(file), str(tmp_path), "d", files, "onnxruntime", memory_bytes=128 * MIB)
+    order = _order(file)
     taken = measure({"order": asdict(order)})["taken"]
     assert least < taken["private_bytes"] < most
     assert taken["peak_bytes"] >= taken["private_bytes"]
     if layers:
         order = dataclasses.replace(order, memory_bytes=1 * MIB)
         assert measure({"order": asdict(order)}) == {"reason": "needs too much memory to be tried"}
+
+
+def test_what_a_run_takes_for_a_row_is_measured(tmp_path: Path) -> None:
+    row_bytes = 8_000_000
+    nodes = (
+        "axes = Constant <value = int64[1] {1}> () u = Unsqueeze (x, axes) "
+        f"shape = Constant <value = int64[3] {{1, {row_bytes // 16}, 4}}> () t = Expand (u, shape) "
+        "y = ReduceSum <keepdims = 0> (t, axes)"
+    )
+    file = write_text(tmp_path / "model.onnx", one(nodes))
+    assert 0.9 * row_bytes < measure({"order": asdict(_order(file))})["taken"]["run_bytes"] < 1.3 * row_bytes
 
 
 async def test_a_worker_whose_models_lose_memory_is_replaced_and_no_request_fails(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_hello() -> None:
     with WorkerClient(slots=3, epoch=7, dummy=False) as worker:
         assert worker.hello == {
             "version": VERSION,
-            "kind": "cpu",
+            "kind": "onnx",
             "epoch": 7,
             "pid": worker.process.pid,
             "slots": 3,
@@ -399,6 +399,18 @@ def test_what_does_not_fit_into_memory_is_refused(worker: WorkerClient, tmp_path
     assert worker.run(1, simple_inputs()).final
 
 
+def test_want_of_descriptors_is_no_fault_of_the_model(worker: WorkerClient, tmp_path: Path) -> None:
+    model = write_simple(tmp_path / "model.onnx")
+    process = psutil.Process(worker.process.pid)
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))  # it has those
+    with pytest.raises(ResourceExhausted, match="not enough file descriptors"):
+        worker.load(1, model)
+    process.rlimit(psutil.RLIMIT_NOFILE, before)
+    worker.load(1, model)
+    assert worker.run(1, simple_inputs()).final
+
+
 @pytest.mark.parametrize("when", ["load", "run"])
 def test_a_crash_closes_the_link(tmp_path: Path, when: str) -> None:
     runs: list[int] = []
@@ -406,7 +418,7 @@ def test_a_crash_closes_the_link(tmp_path: Path, when: str) -> None:
         load = worker.begin_load(1, write_dummy(tmp_path / "model.dummy", crash=when))
         if when == "run":
             worker.end(load)
-            runs = [worker.begin_run(1, rows()) for _ in range(2)]
+            runs = worker.begin_runs(2, 1, rows())
         with pytest.raises((EOFError, ConnectionResetError)):
             worker.read()
         assert [worker.has_begun(request) for request in runs] == [True, False][: len(runs)]

@@ -15,7 +15,8 @@ import pytest
 from onnx import helper
 from roost.core.errors import Code
 from roost.core.tensors import Tensor
-from roost.router.forking import END_TIMEOUT_S, fork_server
+from roost.router.fork_process import END_TIMEOUT_S
+from roost.router.forking import fork_server
 from roost.router.link import LinkListener
 from roost.router.process import WorkerProcess, WorkerSpec
 
@@ -66,6 +67,10 @@ async def test_workers_do_not_draw_the_same_random_numbers(tmp_path: Path, repos
     assert drawn[0] != drawn[1]
 
 
+def restarts(server: RoostServer) -> int:
+    return sum(worker["restarts"] for worker in server.status()["workers"])
+
+
 async def test_no_request_fails_while_one_worker_after_the_other_is_killed(tmp_path: Path, repository: Path) -> None:
     """Scenario 12 of one node: hot models on one worker each, whichever is killed."""
     names = [f"m{index}" for index in range(8)]
@@ -91,7 +96,7 @@ async def test_no_request_fails_while_one_worker_after_the_other_is_killed(tmp_p
                 await eventually(lambda goal=goal: answered >= goal and len(pids(server)) == 2, "answers again")  # type: ignore[misc]
                 os.kill(pids(server)[kill % 2], signal.SIGKILL)
             done.set()
-        assert sum(worker["restarts"] for worker in server.status()["workers"]) == 6
+        await eventually(lambda: restarts(server) == 6, "the last restart")
 
 
 async def test_the_loss_of_the_fork_server_is_the_loss_of_all_workers_and_no_more(
@@ -114,20 +119,26 @@ async def test_the_loss_of_the_fork_server_is_the_loss_of_all_workers_and_no_mor
         assert server.metric("roost_fork_server_private_bytes") > 0
 
 
-async def test_workers_come_back_without_a_fork_server_that_is_stuck(tmp_path: Path, repository: Path) -> None:
+async def test_a_fork_server_that_is_stuck_is_replaced_and_its_workers_go_on(tmp_path: Path, repository: Path) -> None:
     write_simple(repository / "a" / "1" / "model.onnx")
-    with started(repository, tmp_path / "run", "--workers", "1") as server:
+    with started(repository, tmp_path / "run", "--workers", "2") as server:
+        stuck, (first, second) = fork_server_of(server), pids(server)
+        stuck.suspend()
+        os.kill(first, signal.SIGABRT)
+        await eventually(lambda: len({*pids(server)} - {first}) == 2, "another worker")
+        assert f"worker 0 (process {first}) ended: killed by SIGABRT" in server.log
+        (after,) = {*pids(server)} - {second}
+        assert psutil.Process(after).parent() not in (stuck, None)
+        assert psutil.Process(second).parent() == stuck, "it had no reason to end"
+        os.kill(second, signal.SIGKILL)
+        await eventually(lambda: not stuck.is_running(), "the end of what has no workers any more")
+        await eventually(lambda: len(pids(server)) == 2, "both workers")
+        assert {child.pid for child in fork_server_of(server).children()} == {*pids(server)}
         async with connect(server, "grpc") as client:
             await client.infer("a", SIXTEEN)
-            forks, (before,) = fork_server_of(server), pids(server)
-            forks.suspend()
-            os.kill(before, signal.SIGKILL)
-            await client.infer("a", SIXTEEN)
-            (after,) = pids(server)
-            assert psutil.Process(after).ppid() == server.pid
-            os.kill(after, signal.SIGKILL)
-            await client.infer("a", SIXTEEN)
-        assert server.log.count("workers are not forked") == 1
+        assert server.log.count("is stuck") == 1
+        assert "workers are not forked" not in server.log
+        fork_server_of(server).suspend()
         stopping = time.monotonic()
         server.stop()
         assert time.monotonic() - stopping < END_TIMEOUT_S
@@ -166,7 +177,7 @@ async def test_workers_that_can_not_be_forked_are_started_one_by_one(tmp_path: P
         started_ones.append(worker)
         raise OSError("not in this test")
 
-    spec = WorkerSpec("cpu", "cpu", 1, 1, log_level="no such level")
+    spec = WorkerSpec("onnx", "cpu", 1, 1, log_level="no such level")
     async with fork_server(spec, spawn) as forks:
         for worker in range(2):
             with pytest.raises(OSError, match="not in this test"):

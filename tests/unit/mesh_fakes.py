@@ -35,7 +35,8 @@ from roost.router.link import Link, LinkListener, LinkLost
 from roost.router.mesh import Mesh, MeshSettings
 from roost.router.models import Model, Version
 from roost.router.pending import Pending
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.process import WorkerProcess, WorkerSpec
 from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
@@ -204,6 +205,9 @@ class FakeLink:
             if job.process is self._process and job.number == number:
                 job.credit = Credit(job.credit.responses + credit.responses, job.credit.bytes + credit.bytes)
 
+    def send_answer(self, number: int, answer: Sequence[Tensor] | RoostError) -> None:
+        self._process.answers[number] = answer
+
     async def hung(self) -> None:
         await self._process.hung.wait()
         self._process.hung.clear()
@@ -232,6 +236,7 @@ class FakeProcess:
         self.pid = pid
         self.listener = listener
         self.loaded: dict[int, str] = {}
+        self.answers: dict[int, Sequence[Tensor] | RoostError] = {}
         self.begun: set[int] = set()
         self.hung = asyncio.Event()
         self.stop_seen = asyncio.Event()
@@ -327,6 +332,7 @@ class Farm:
         jobs: Runs that have no answer yet.
         loads_done: Models in the order in which they were loaded.
         may_start: Whether processes can be started.
+        base_bytes: What processes of a kind take before anything is loaded.
         death_takes_s: How long a process that lost its link still has its memory.
         most_runs: How many runs a worker may have at once besides one for each slot.
         run_ns: What the worker says that a run took.
@@ -342,6 +348,7 @@ class Farm:
         self.on_run: Callable[[Job], None] = lambda job: None
         self.on_trim: Callable[[FakeProcess], None] = lambda process: None
         self.may_start = True
+        self.base_bytes: dict[str, int] = {}
         self.death_takes_s = 0.0
         self.most_runs = 0
         self.run_ns = 10_000_000
@@ -355,7 +362,8 @@ class Farm:
             raise OSError("no more processes")
         process = FakeProcess(self, spec, next(self._pids), listener)
         self.processes.append(process)
-        asyncio.get_running_loop().call_soon(listener.on_hello, {"pid": process.pid})
+        base_bytes = self.base_bytes.get(spec.kind, 0)
+        asyncio.get_running_loop().call_soon(listener.on_hello, {"pid": process.pid, "base_bytes": base_bytes})
         return process
 
     @staticmethod
@@ -457,14 +465,22 @@ class Bed:
     sent: list[Sent] = field(default_factory=list)
 
     def model(
-        self, name: str, size: int, *, pin: bool = False, decoupled: bool = False, batch: int = 0, **config: Any
+        self,
+        name: str,
+        size: int,
+        *,
+        pin: bool = False,
+        decoupled: bool = False,
+        batch: int = 0,
+        backend: str = "dummy",
+        **config: Any,
     ) -> Revision:
         """Makes a model of so many bytes known, with a configuration."""
         self.sizes[name] = size
         policy = ModelPolicy(memory_bytes=size, pin=pin)
         transaction = {"decoupled": decoupled}
         made = mc.ModelConfig(name=name, max_batch_size=batch, model_transaction_policy=transaction, **config)
-        description = ModelDescription(made, "dummy", policy, batch)
+        description = ModelDescription(made, backend, policy, batch)
         key = VersionKey(DEFAULT_NAMESPACE, name, "1")
         revision = Revision(key, cast(ModelFolder, FakeFolder(name)), description)
         self.catalog.install(
@@ -571,7 +587,7 @@ def settings_of(workers: int, slots: int, **changes: Any) -> MeshSettings:
         "max_queued_bytes": 10_000,
         "max_answer_bytes": 10_000,
     }
-    return MeshSettings(WorkerSpec("cpu", "cpu", slots, 1), workers=workers, **{**defaults, **changes})
+    return MeshSettings(WorkerSpec("onnx", "cpu", slots, 1), workers=workers, **{**defaults, **changes})
 
 
 @asynccontextmanager

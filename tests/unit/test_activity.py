@@ -10,7 +10,8 @@ import pytest
 from roost.core.figures import Figures
 from roost.router.activity import STALE_S, ActivitySampler
 from roost.router.activity_view import Activity, Order, Question
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.states import Availability, InstanceState
 from roost.router.stats import Stats
 
@@ -26,7 +27,7 @@ class Mesh:
         self.stats = Stats()
         self.explicit = explicit
         self.ready, self.device, self.queues = True, "cpu", SimpleNamespace(requests=0)
-        spec = SimpleNamespace(kind="cpu", device="cpu", threads=1)
+        spec = SimpleNamespace(kind="onnx", device="cpu", threads=1)
         self.workers = [
             SimpleNamespace(id=i, spec=spec, state="up", restarts=0, pid=0, runs={}, link=None, instances={})
             for i in range(2)

@@ -24,8 +24,8 @@ from roost.core.errors import (
 from roost.core.requests import InferRequest, InferResponse, RegionSlice, RequestContext, RequestedOutput
 from roost.core.tensors import Tensor
 from roost.router.control import Control
-from roost.router.forking import ForkServer
 from roost.router.inference import Inference
+from roost.router.launching import Launcher
 from roost.router.preload import Preload
 from roost.router.proofs import Proofs
 from roost.router.router import Router
@@ -72,7 +72,7 @@ async def place(
             cast(Control, None),
             cast(Proofs, None),
             cast(Preload, None),
-            cast(ForkServer, None),
+            cast(Launcher, None),
         )
         plane = RouterDataPlane(
             router,

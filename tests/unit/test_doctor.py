@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +16,8 @@ from roost.core.figures import Figures
 from roost.registry_client.repository import LocalRepository
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
-from roost.router.placement import Limits
+from roost.router.plans import Limits
+from roost.router.proof import Proof, conditions_of
 from roost.router.sizes import estimated_bytes
 from roost.router.store_sqlite import SqliteStore
 from roost.server import cli
@@ -26,6 +29,7 @@ from roost.server.doctor_checks import (
     check_mappings,
     check_memory,
     check_open_files,
+    check_other_kinds,
     check_overcommit,
     check_peak,
     check_shared_memory,
@@ -92,6 +96,27 @@ def test_memory(
 def test_everything_at_its_limit_at_once(config: ServeConfig) -> None:
     assert check_peak(replace(config, memory_budget_bytes=2 * GIB)).verdict is OK
     assert check_peak(replace(config, memory_budget_bytes=7 * GIB)).verdict is NOTE
+
+
+@pytest.mark.parametrize(
+    ("installed", "changes", "verdict", "text"),
+    [
+        ("torch", {}, OK, "torch 237 MiB once"),
+        ("torch", {"workers_of": {"torch": 0}}, OK, "no other framework"),
+        ("xgboost", {"workers_of": {"torch": 1, "sklearn": 1}}, OK, "sklearn 104 MiB once"),
+        ("", {"code_repositories": (Path("/models"),), "workers_of": {"python": 1}}, OK, "python 23 MiB once"),
+        ("", {}, OK, "no other framework"),
+        ("torch", {"memory_budget_bytes": 7 * GIB}, NOTE, "torch"),
+    ],
+)
+def test_other_kinds_of_workers(
+    config: ServeConfig, installed: str, changes: dict[str, Any], verdict: Verdict, text: str
+) -> None:
+    def find(name: str) -> ModuleSpec | None:
+        return ModuleSpec(name, None, origin=name) if name == installed else None
+
+    finding = check_other_kinds(replace(config, **changes), find)
+    assert (finding.verdict, text in finding.text) == (verdict, True), finding
 
 
 @pytest.mark.parametrize(
@@ -211,18 +236,22 @@ def test_a_repository_is_accounted_as_the_server_does(tmp_path: Path) -> None:
     assert sorted(name for name, _ in found.broken) == ["empty", "garbled"]
 
 
-def test_what_a_server_has_found_out_counts(tmp_path: Path) -> None:
+def test_what_a_server_has_found_out_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_simple(tmp_path / "models" / "m" / "1" / "model.onnx")
     repository = LocalRepository(tmp_path / "models")
     folder = repository.open_model("m")
     description = folder.load_config()
     learned = Learned(SqliteStore(tmp_path / STORE_FILE))
     artifact = folder.artifact("1", description, learned)
-    learned.put_measured(artifact.digest, measured_conditions(description), Measured(Figures(2 << 20, 0, 7)))
+    measured = Measured(Figures(2 << 20, 0, 7), run_bytes=3 << 20)
+    learned.put_measured(artifact.digest, measured_conditions(description), measured)
+    learned.put_proof(artifact.digest, conditions_of(description), Proof(16))
     with known_sizes(tmp_path, None) as known:  # while a server writes
         (size,) = read_repositories([repository], known).sizes
     learned.close()
-    assert (size.bytes, size.mappings) == (2 << 20, 7)
+    assert (size.bytes, size.mappings, size.run_bytes) == (2 << 20, 7, 48 << 20)
+    cli.main(["doctor", "--model-repository", str(tmp_path / "models"), "--state-dir", str(tmp_path)])
+    assert "at a time, of which a full batch of m takes 48 MiB" in capsys.readouterr().out
 
 
 def test_a_name_in_two_repositories_is_no_model(tmp_path: Path) -> None:

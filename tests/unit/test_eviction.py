@@ -23,10 +23,9 @@ class Row:
 
     owner: str
     per_byte: float
-    uses: int = 0
+    rate: float | None = None  # logarithm of the owner's when it was last used or looked at
     fresh: bool = False
     used_round: float = -math.inf
-    worth: float = -math.inf
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Uses:
 
 
 class CostMachine(RuleBasedStateMachine):
-    """Loads, uses, evictions and looks in any order; an owner has one instance at most."""
+    """Loads, uses, evictions and looks in any order; owners have any number of instances."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,22 +52,27 @@ class CostMachine(RuleBasedStateMachine):
         self.round = 0.0
         self.count = 0
 
-    def worth(self, row: Row) -> float:
+    def worth(self, number: int) -> float:
+        row = self.rows[number]
+        if row.rate is None:
+            return cost.NEVER_USED - number
+        copies = sum(other.owner == row.owner for other in self.rows.values())
+        return row.rate + math.log2(row.per_byte / copies)
+
+    def rate_of(self, row: Row) -> float:
         uses = self.uses[row.owner]
         rate = uses.rate(cost.LONG_HALF_LIFE_ROUNDS)
         if row.fresh:
             rate += cost.FRESH_WEIGHT * (uses.rate(cost.SHORT_HALF_LIFE_ROUNDS) - 1.0 / cost.SHORT_HALF_LIFE_ROUNDS)
-        return math.log2(rate * row.per_byte) + uses.rounds[-1] / cost.LONG_HALF_LIFE_ROUNDS
+        return math.log2(rate) + uses.rounds[-1] / cost.LONG_HALF_LIFE_ROUNDS
 
     @rule(owner=st.sampled_from(OWNERS), megabytes=st.integers(0, 50), load_s=st.sampled_from([0.0, 0.1, 1.0, 9.0]))
     def loads(self, owner: str, megabytes: int, load_s: float) -> None:
-        if any(row.owner == owner for row in self.rows.values()):
-            return
         self.count += 1
         uses = self.uses.setdefault(owner, Uses())
         uses.load_s = (uses.load_s + load_s) / 2 if uses.load_s else load_s
         row = Row(owner, max(uses.load_s, cost.MIN_LOAD_S) / max(1, megabytes * MB))
-        row.worth = self.worth(row) if uses.rounds else cost.NEVER_USED - self.count
+        row.rate = self.rate_of(row) if uses.rounds else None
         self.rows[self.count] = row
         self.policy.loaded(self.count, owner, megabytes * MB, load_s, 0.0)
 
@@ -83,7 +87,7 @@ class CostMachine(RuleBasedStateMachine):
             self.round += 1 / len(self.rows)
             self.uses[row.owner].rounds.append(self.round)
         row.fresh, row.used_round = True, self.round
-        row.worth = self.worth(row)
+        row.rate = self.rate_of(row)
         self.fresh = [n for n in self.fresh if n != number] + [number]
 
     @precondition(lambda self: bool(self.rows))
@@ -93,8 +97,6 @@ class CostMachine(RuleBasedStateMachine):
         row = self.rows[number]
         self.policy.resized(number, megabytes * MB)
         row.per_byte = max(self.uses[row.owner].load_s, cost.MIN_LOAD_S) / max(1, megabytes * MB)
-        if row.worth > cost.NEVER_USED:
-            row.worth = self.worth(row)
 
     @precondition(lambda self: bool(self.rows))
     @rule(data=st.data())
@@ -117,10 +119,10 @@ class CostMachine(RuleBasedStateMachine):
             if row.used_round <= self.round - cost.FRESH_ROUNDS:
                 self.fresh.remove(number)
                 row.fresh = False
-                row.worth = self.worth(row)
+                row.rate = self.rate_of(row)
         order = list(self.policy.coldest_first())
         assert sorted(order) == sorted(self.rows)
-        worths = [self.rows[number].worth for number in order]
+        worths = [self.worth(number) for number in order]
         assert worths == pytest.approx(sorted(worths), abs=1e-6)
 
 
@@ -151,6 +153,16 @@ def test_what_goes_first(models: list[tuple[str, int, float, int]], order: list[
     policy = Cost()
     fill(policy, *models)
     assert list(policy.coldest_first()) == order
+
+
+def test_a_copy_too_many_goes_before_the_only_one_of_another_model() -> None:
+    policy = Cost()
+    fill(policy, ("twice", 10, 1.5, 9), ("once", 10, 1.0, 9))
+    assert list(policy.coldest_first()) == [2, 1]
+    policy.loaded(3, "twice", 10 * MB, 1.5, 99.0)
+    assert list(policy.coldest_first()) == [3, 1, 2], "each of the two has half of the uses"
+    policy.forget(3)
+    assert list(policy.coldest_first()) == [2, 1], "all of them are its own again"
 
 
 def test_one_in_a_burst_stays_until_a_round_after_it() -> None:

@@ -15,8 +15,9 @@ from roost.router.revision import Revision
 STEPS = ("add", "begin", "pause", "end")
 
 
-def load_of(expected_s: float, priority: LoadPriority = LoadPriority.REQUEST) -> Load:
-    return Load(cast(Revision, None), cast("asyncio.Future[Outcome]", None), priority, expected_s=expected_s)
+def load_of(expected_s: float, priority: LoadPriority = LoadPriority.REQUEST, importance: int = 0) -> Load:
+    future = cast("asyncio.Future[Outcome]", None)
+    return Load(cast(Revision, None), future, priority, importance=importance, expected_s=expected_s)
 
 
 def test_what_has_a_free_turn_takes_as_long_as_it_did_before() -> None:
@@ -41,6 +42,19 @@ def test_it_waits_for_a_turn_and_for_those_that_go_before_it() -> None:
     newcomer = load_of(0.5)
     forecast.add(newcomer, 5.0)
     assert newcomer.expected_at == 15.5
+
+
+def test_a_model_that_is_worth_more_does_not_wait_for_others() -> None:
+    forecast = Forecast(1)
+    normal, high, low = load_of(2.0), load_of(1.0, importance=1), load_of(4.0, importance=-1)
+    for load in (normal, high, low):
+        forecast.add(load, 0.0)
+    assert [load.expected_at for load in (normal, high, low)] == [2.0, 1.0, 7.0]
+    forecast.look_again(normal, 0.0)
+    assert normal.expected_at == 2.0, "one that has come since may go first, but nobody is refused for what may be"
+    late = load_of(1.0, LoadPriority.PRELOAD, importance=9)
+    forecast.add(late, 0.0)
+    assert late.expected_at == 8.0
 
 
 def test_a_load_that_takes_longer_than_expected_is_over_at_any_moment() -> None:
@@ -127,7 +141,7 @@ def test_the_line_waits_for_memory() -> None:
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5), st.floats(0, 9)), max_size=60),
 )
 def test_nothing_is_left_when_all_have_ended(turns: int, steps: list[tuple[str, int, float]]) -> None:
-    forecast, loads, now = Forecast(turns), [load_of(float(i), list(LoadPriority)[i % 5]) for i in range(6)], 0.0
+    forecast, loads, now = Forecast(turns), [load_of(float(i), list(LoadPriority)[i % 5], i % 2) for i in range(6)], 0.0
     for what, index, passed_s in steps:
         now += passed_s
         load = loads[index]

@@ -23,6 +23,8 @@ SIGNATURES = {
     "flags": Signature((TensorSpec("a", "BOOL", (-1, 2)),), OUTPUTS),
     "strings": Signature((TensorSpec("a", "BYTES", (-1, 1)),), OUTPUTS),
     "none": Signature((), OUTPUTS),
+    "lenient": Signature((TensorSpec("a", "INT32", (-1, 2), lenient=True),), OUTPUTS),
+    "asked": Signature((TensorSpec("a", "INT32", (-1, 2)),), (OUTPUTS[0], TensorSpec("z", "FP32", (-1,), True))),
 }
 
 
@@ -105,6 +107,28 @@ def test_keys_are_equal_for_what_may_share_a_batch(kind: str) -> None:
     said = request(a=(1, 2), b=(1, 3))
     said.parameters = {"x": True}
     assert len({intake.measure(made)[1] for made in (asked, said, request(a=(1, 2), b=(1, 3)))}) == 3
+
+
+def test_who_asks_for_more_or_sends_other_numbers_shares_no_batch_with_others() -> None:
+    intake = Intake(Contract("m", SIGNATURES["asked"], 8), batches=True)
+    plain, named, more = request(a=(1, 2)), request(a=(1, 2)), request(a=(1, 2))
+    named.outputs = [RequestedOutput("y")]
+    more.outputs = [RequestedOutput("y"), RequestedOutput("z")]
+    keys = [intake.measure(made)[1] for made in (plain, named, more)]
+    assert keys[0] == keys[1] != keys[2]
+    assert intake.quick(plain) == intake.quick(named) == (1, keys[0], 8)
+    assert intake.quick(more) is None
+    lenient = Intake(Contract("m", SIGNATURES["lenient"], 8), batches=True)
+    other = InferRequest("m", "", RequestContext(0.0), [Tensor("a", "UINT8", (1, 2), b"12")])
+    assert lenient.measure(request(a=(1, 2)))[1] != lenient.measure(other)[1]
+    assert lenient.quick(other) is None
+
+
+def test_what_is_only_for_those_who_ask_gets_a_place_only_then() -> None:
+    outputs = tuple(TensorSpec(name, "FP32", (-1, ARENA_FROM_BYTES), name == "z") for name in "yz")
+    intake = Intake(Contract("m", Signature((), outputs), 8), batches=True)
+    assert [place.name for place in intake.places(1, ())] == ["y"]
+    assert [place.name for place in intake.places(1, ("z",))] == ["z"]
 
 
 def test_the_memory_of_shapes_is_bounded() -> None:

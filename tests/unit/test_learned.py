@@ -25,7 +25,7 @@ SIGNATURE = Signature(
     (TensorSpec("out", "INT64", (-1,)),),
 )
 CONDITIONS = "1/onnxruntime/1.31/abc"
-MEASURED = Measured(Figures(3 << 20, 1 << 30, 216), 0.207)
+MEASURED = Measured(Figures(3 << 20, 1 << 30, 216), 0.207, 5 << 20, 3 << 20)
 A, B, C = (VersionKey("default", name, "1") for name in "abc")
 
 
@@ -93,6 +93,12 @@ def test_what_is_known_of_an_artifact_is_kept_by_digest_and_conditions() -> None
         assert known.get_signature("d", "onnxruntime") == Signature((), ())
         assert known.get_measured("d", CONDITIONS) == Measured(Figures(1))
         assert known.get_prepared("d", CONDITIONS) is None
+
+
+def test_what_was_measured_without_runs_is_still_known() -> None:
+    store = MemoryStore()
+    store.put(f"measured/d/{CONDITIONS}", b"[1,2,3,0.5,4]")
+    assert Learned(store).get_measured("d", CONDITIONS) == Measured(Figures(1, 2, 3), 0.5, 4)
 
 
 def test_uses_come_in_the_order_of_the_last_ones() -> None:
@@ -215,6 +221,7 @@ SPECS = st.lists(
         st.sampled_from(sorted(DATATYPES)),
         st.lists(st.integers(-1, 2**40)).map(tuple),
         st.booleans(),
+        lenient=st.booleans(),
     ),
     max_size=4,
 ).map(tuple)

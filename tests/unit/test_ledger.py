@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from roost.core.figures import Figures
 from roost.router.eviction import COST, LRU, POLICIES
-from roost.router.placement import Evict, Figure, Fits, Ledger, Limits, Plan, Refuse, Wait
+from roost.router.placement import Ledger
+from roost.router.plans import Evict, Figure, Fits, Limits, Plan, Refuse, Wait
 
 LIMITS = Limits(100, 150, 50)
 OWNERS = ("a", "b", "c", "d")

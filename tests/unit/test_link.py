@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from roost.core.errors import Code, InvalidArgument, RoostError, Unavailable
 from roost.core.frames import (
     HEADER_BYTES,
+    Call,
     Credit,
     FrameType,
     Header,
@@ -96,6 +97,9 @@ class Recorder:
 
     def on_response_refused(self, run: int, error: RoostError) -> None:
         self.said.append(("refused", run, str(error)))
+
+    def on_call(self, number: int, call: Call | None) -> None:
+        self.said.append(("call", number, call))
 
     def on_lost(self, link: Link) -> None:
         self.lost += 1

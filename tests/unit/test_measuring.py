@@ -19,7 +19,8 @@ from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
 from roost.router.measuring import MAX_ATTEMPTS, Measuring
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.preparer import Preparer, PreparerSpec
 from roost.router.revision import Instance, Revision
 from roost.router.room import Room
@@ -36,7 +37,8 @@ MIB = 1 << 20
 BUDGET_BYTES = 1 << 30
 ESTIMATE = 13 * MIB
 TAKEN = {"private_bytes": 4 * MIB, "mapped_bytes": 0, "mappings": 3, "load_s": 0.02, "peak_bytes": 9 * MIB}
-FOUND = Measured(Figures(4 * MIB, 0, 3), 0.02, 9 * MIB)
+TAKEN["run_bytes"] = 3 * MIB
+FOUND = Measured(Figures(4 * MIB, 0, 3), 0.02, 9 * MIB, 3 * MIB)
 DONE = {"result": {"taken": TAKEN}}
 DAY_S = 24 * 3600.0
 

@@ -513,6 +513,45 @@ async def test_what_is_no_requests_fault_is_not_tried_again(error: RoostError) -
 
 
 @virtual
+async def test_programs_are_not_run_again() -> None:
+    async with bed() as on:
+        a = await resident(on)
+        a.is_code = True
+        sent = [on.submit(a, data=data) for data in (b"a", b"b")]
+        await settle()
+        on.job(a).fail(Internal("the model failed"))
+        assert not on.farm.jobs
+        assert await outcomes(*sent) == [Internal] * 2
+
+
+@virtual
+async def test_programs_are_batched_if_their_configuration_says_so() -> None:
+    async with bed() as on:
+        silent = on.model("silent", 10, batch=4, backend="python")
+        spoken = on.model("spoken", 10, batch=4, backend="python", dynamic_batching=mc.ModelDynamicBatching())
+        assert (silent.limits.max_rows, spoken.limits.max_rows) == (0, 4)
+
+
+@virtual
+async def test_a_program_leaves_slots_for_others() -> None:
+    async with bed(slots=8) as on:
+        hangs, other = await resident(on, 0), await resident(on, 0, name="b")
+        hangs.is_code = True
+        stuck = [on.submit(hangs) for _ in range(9)]
+        await settle()
+        assert len(on.farm.jobs) == 2
+        served = on.submit(other)
+        await settle()
+        on.job(other).answer()
+        assert await outcome(served) == b"1234"
+        while on.farm.jobs:
+            assert len(on.farm.jobs) <= 2
+            on.farm.jobs[0].answer()
+            await settle()
+        assert await outcomes(*stuck) == [b"1234"] * 9
+
+
+@virtual
 async def test_a_deadline_comes_in_the_middle_of_a_batch() -> None:
     async with bed() as on:
         a = await resident(on)

@@ -96,6 +96,29 @@ async def test_the_order_of_priorities() -> None:
 
 
 @virtual
+async def test_models_that_are_worth_more_are_loaded_first_but_no_other_waits_for_ever() -> None:
+    async with bed(1000, load_concurrency=1) as on:
+        on.farm.on_call = Farm.after(1.0)
+
+        def load(name: str, priority: int) -> None:
+            model = on.model(name, 1)
+            policy = replace(model.description.policy, priority=priority)
+            model.description = replace(model.description, policy=policy)
+            on.mesh.loader.add_copy(model)
+
+        for name, priority in (("first", 0), ("low", -1), ("normal", 0), ("high", 1)):
+            load(name, priority)
+            await settle()
+        flood = [f"flood{number}" for number in range(20)]
+        for name in flood:  # twice as many as can be loaded
+            load(name, 1000)
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(20)
+        expected = ["first", *flood[:5], "high", *flood[5:10], "normal", *flood[10:15], "low", *flood[15:]]
+        assert on.farm.loads_done == expected
+
+
+@virtual
 async def test_one_turn_is_left_for_what_somebody_waits_for() -> None:
     async with bed(1000, load_concurrency=3) as on:
         on.farm.on_call = Farm.held

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+import signal
+from dataclasses import dataclass, field, replace
 
 import pytest
 from roost.core.errors import ResourceExhausted
 from roost.core.figures import Figures
 from roost.router.learned import Measured as Found
-from roost.router.placement import Limits
+from roost.router.plans import Limits
 from roost.router.prepared import NoCopies
 from roost.router.revision import Revision
 from roost.router.sizes import LEAST_BYTES, copy_size, estimated_bytes, plain_size
 from roost.runtimes.prepared.cache import Copy
 from roost.runtimes.prepared.manifest import FileRecord, Manifest, Measured
 
-from tests.unit.mesh_fakes import Bed, bed, worker_of
+from tests.unit.mesh_fakes import Bed, Call, Farm, bed, worker_of
 from tests.virtual_time import settle, virtual
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -31,6 +32,10 @@ class Copies(NoCopies):
     """A copy of every model: of one file for those whose names begin with the same letter."""
 
     peak_bytes: int = SIZE
+    blamed: list[bool] = field(default_factory=list)
+
+    def failed(self, revision: Revision, copy: Copy, *, lost: bool) -> None:
+        self.blamed.append(lost)
 
     async def find(self, revision: Revision) -> Copy | None:
         name = revision.key.name
@@ -87,6 +92,31 @@ async def test_what_only_the_load_took_is_there_for_others_afterwards() -> None:
         on.farm.on_call = on.farm.soon
         await on.make_resident(b)
         assert on.farm.models() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("code", "from_copy", "blamed"),
+    [(-signal.SIGKILL, [True, True], []), (-signal.SIGSEGV, [True, False], [True]), (1, [True, False], [True])],
+)
+@virtual
+async def test_a_copy_is_blamed_for_a_lost_worker_unless_that_was_killed(
+    code: int, from_copy: list[bool], blamed: list[bool]
+) -> None:
+    begun: list[bool] = []
+
+    def lose_the_first(call: Call) -> None:
+        begun.append(call.payload["prepared"])
+        if len(begun) == 1:
+            call.process.end_soon(code)
+        else:
+            Farm.soon(call)
+
+    async with bed(100 * SIZE) as on:
+        copies = on.mesh.loader.copies = Copies()
+        on.farm.death_takes_s = 0.1
+        on.farm.on_call = lose_the_first
+        await on.mesh.loader.bring(on.model("a", SIZE))
+        assert (begun, copies.blamed) == (from_copy, blamed)
 
 
 @virtual

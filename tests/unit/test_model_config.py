@@ -50,13 +50,13 @@ class TestParsing:
         description = parse("")
         assert description.config == mc.ModelConfig(name="m")
         assert (description.backend, description.max_batch_size) == ("onnxruntime", 0)
-        assert description.model_file == "model.onnx"
+        assert description.model_files == ("model.onnx",)
 
     def test_backend_and_policy(self) -> None:
         text = 'name: "m" parameters { key: "roost.pin" value { string_value: "true" } }'
         description = parse_config_text(text, "m", detected_backend="dummy")
         assert description.backend == "dummy"
-        assert description.model_file == "model.dummy"
+        assert description.model_files == ("model.dummy",)
         assert description.policy.pin
         assert parse('platform: "onnxruntime_onnx"').config.backend == ""
 
@@ -101,7 +101,10 @@ class TestParsing:
             ('parameters { key: "inter_op_thread_count" value { string_value: "9999" } }', "threads from 0 to 1024"),
             ('parameters { key: "execution_mode" value { string_value: "2" } }', "'execution_mode': '2' is not 0"),
             ("model_transaction_policy { decoupled: true }", "decoupled"),
-            ('backend: "python"', "backend 'python' is not supported; known backends: onnxruntime$"),
+            (
+                'backend: "tensorrt"',
+                "backend 'tensorrt' is not supported; known backends: lightgbm, onnxruntime, python",
+            ),
             ('platform: "tensorrt_plan"', "platform 'tensorrt_plan' is not supported"),
             ("input { dims: 1 }", "an input has no name"),
             ('input { name: "x" } input { name: "x" }', "input 'x' is listed twice"),

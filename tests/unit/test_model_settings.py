@@ -34,7 +34,11 @@ def test_all_of_it() -> None:
             "parallel_workers": 2,
         }
     )
-    assert (description.backend, description.max_batch_size, description.model_file) == ("onnxruntime", 8, "net.onnx")
+    assert (description.backend, description.max_batch_size, description.model_files) == (
+        "onnxruntime",
+        8,
+        ("net.onnx",),
+    )
     assert description.place == Place("v0.1.0", "artifacts")
     config = description.config
     assert [(t.name, list(t.dims)) for t in config.input] == [("x", [3])]
@@ -62,6 +66,19 @@ def test_where_the_files_are(value: dict[str, Any], expected: Place) -> None:
     assert parse(value).place == expected
 
 
+@pytest.mark.parametrize(
+    ("implementation", "uri", "backend", "file"),
+    [
+        ("mlserver_sklearn.SKLearnModel", "./model.joblib", "sklearn", "model.joblib"),
+        ("mlserver_xgboost.XGBoostModel", "./artifacts/trees.json", "xgboost", "trees.json"),
+        ("mlserver_lightgbm.LightGBMModel", "model.bst", "lightgbm", "model.bst"),
+    ],
+)
+def test_implementations_are_runtimes(implementation: str, uri: str, backend: str, file: str) -> None:
+    description = parse({"implementation": implementation, "parameters": {"uri": uri}})
+    assert (description.backend, description.model_files) == (backend, (file,))
+
+
 def test_version_folders_are_served_unless_a_path_is_given() -> None:
     assert parse({}, version_folders=True).place is None
     assert parse({"parameters": {"uri": "net.onnx"}}, version_folders=True).place == Place("1")
@@ -82,8 +99,8 @@ def test_batching_is_off_without_a_size_over_one() -> None:
         ({"name": 5}, "name: not a text"),
         ({"implementation": "models.Mine"}, "implementation: 'models.Mine' is not known; custom Python"),
         (
-            {"implementation": "mlserver_sklearn.SKLearnModel"},
-            "needs the runtime 'sklearn', which this server",
+            {"implementation": "mlserver_catboost.CatboostModel"},
+            "needs the runtime 'catboost', which this server",
         ),
         ({"parameters": []}, "parameters: not an object"),
         ({"parameters": {"uri": "/etc/passwd"}}, "parameters.uri: '/etc/passwd' is not a relative path"),

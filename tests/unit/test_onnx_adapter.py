@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from roost.core.errors import Cancelled, InvalidArgument, RoostError
+from roost.core.errors import Cancelled, InvalidArgument, ResourceExhausted, RoostError
 from roost.core.tensors import DATATYPES, Tensor, TensorSpec, from_array, pack_bytes, to_array, unpack_bytes
 from roost.runtimes.link import aligned_buffer
 from roost.runtimes.onnx import OnnxModel, OnnxRuntime
@@ -25,6 +25,7 @@ from tests.models import (
     write_mlp,
     write_simple,
 )
+from tests.scarcity import no_descriptors
 from tests.worker_client import simple_inputs
 
 
@@ -264,6 +265,13 @@ def test_external_data_in_the_models_folder_is_read(tmp_path: Path) -> None:
     write_mlp(path, (16, 64, 4), save_as_external_data=True, location="weights.bin", size_threshold=10)
     output = run(load(path), from_array("x", "FP32", np.ones((2, 16), np.float32)))["y"]
     assert output.shape == (2, 4)
+
+
+def test_want_of_descriptors_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    path = write_simple(tmp_path / "model.onnx")
+    with no_descriptors(), pytest.raises(ResourceExhausted, match="not enough file descriptors"):
+        load(path)
+    load(path)
 
 
 def test_a_cancelled_run_ends(tmp_path: Path) -> None:

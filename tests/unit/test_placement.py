@@ -10,7 +10,8 @@ from roost.core.figures import Figures
 from roost.router.accounts import MIN_PROTECTION_S, Phase
 from roost.router.cost import Cost
 from roost.router.eviction import POLICIES
-from roost.router.placement import PROTECTION_LOADS, Evict, Figure, Fits, Ledger, Limits, Refuse, Wait
+from roost.router.placement import PROTECTION_LOADS, Ledger
+from roost.router.plans import Evict, Figure, Fits, Limits, Refuse, Wait
 from roost.router.victims import MOST_RECENT
 
 BUDGET = 100

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
-from roost.registry_client.backends import KNOWN_BACKENDS, backend_of_file, backend_of_files, resolve_backend
+from roost.registry_client.backends import (
+    BACKENDS,
+    backend_of_file,
+    backend_of_files,
+    backend_of_format,
+    resolve_backend,
+)
 from roost.registry_client.policy import ModelPolicy
 
 
@@ -128,7 +134,8 @@ def test_backend_is_found_by_config_then_file_then_default() -> None:
     ("backend", "platform", "match"),
     [
         ("tensorrt", "", "backend 'tensorrt' is not supported"),
-        ("", "tensorflow_savedmodel", "platform 'tensorflow_savedmodel' is not supported"),
+        ("", "tensorflow_graphdef", "platform 'tensorflow_graphdef' is not supported"),
+        ("pytorch", "tensorflow_savedmodel", "contradicts"),
         ("dummy", "onnxruntime_onnx", "contradicts"),
     ],
 )
@@ -138,7 +145,15 @@ def test_unknown_or_contradicting_backends(backend: str, platform: str, match: s
 
 
 def test_backend_of_files() -> None:
-    assert {backend_of_file(file) for file in KNOWN_BACKENDS.values()} == set(KNOWN_BACKENDS)
+    assert [backend_of_file(backend.files[0]) for backend in BACKENDS.values()] == list(BACKENDS)
     assert backend_of_file("README.md") == ""
     assert backend_of_files(["a.dummy", "model.onnx", "x.txt"]) == "onnxruntime"
     assert backend_of_files(["x.txt"]) == ""
+    assert backend_of_files(["labels.pkl", "net.onnx"]) == "onnxruntime"
+    assert backend_of_files(["a.onnx", "model.py"]) == "python"
+
+
+def test_formats_of_kserve() -> None:
+    assert backend_of_format("xgboost") == "xgboost"
+    assert backend_of_format("onnx") == "onnxruntime"
+    assert backend_of_format("paddle") == ""

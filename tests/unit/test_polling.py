@@ -13,23 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, RoostError, Unavailable
+from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, RoostError, Unavailable
 from roost.core.requests import InferRequest, InferResponse, RequestContext
 from roost.core.tensors import Signature, Tensor, TensorSpec
 from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.catalog import Catalog
 from roost.router.control import Control
+from roost.router.failures import ARTIFACT_TRIES
 from roost.router.inference import Inference
 from roost.router.learned import Learned
 from roost.router.looking import Looker
 from roost.router.mesh import Mesh
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.polling import Polling, Watch
 from roost.router.stats import Stats
 from roost.router.traffic import Traffic
 
 from tests.memory_store import MemoryStore
+from tests.scarcity import no_descriptors
 from tests.unit.mesh_fakes import Farm, InlineExecutor, Job, settings_of
 from tests.virtual_time import settle, virtual
 
@@ -570,3 +573,16 @@ async def test_a_load_call_whose_client_goes_away_leaves_nothing(tmp_path: Path)
         await settle()
         assert on.farm.models() == []
         assert list((tmp_path / "overrides").iterdir()) == []
+
+
+@virtual
+async def test_want_of_descriptors_is_not_remembered_against_a_model(tmp_path: Path) -> None:
+    async with site(tmp_path) as on:
+        await on.publish("m")
+        for is_opened in (False, True):
+            for _ in range(ARTIFACT_TRIES):
+                with no_descriptors(), pytest.raises(ResourceExhausted, match="Too many open files"):
+                    await on.infer("m")
+                assert (on.catalog.present("m") is not None) == is_opened
+            await on.catalog.model("m")
+        assert (await on.infer("m")).outputs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,8 @@ from roost.runtimes.prepared.cache import Busy, CopyCache, TooLarge
 from roost.runtimes.prepared.folders import file_sha256
 from roost.runtimes.prepared.identity import copy_key
 from roost.runtimes.prepared.manifest import FileRecord, Manifest, Measured, parse_manifest
+
+from tests.scarcity import no_descriptors
 
 KEYS = [f"{number:064x}" for number in range(6)]
 LIMIT_BYTES = 1 << 20
@@ -152,15 +154,24 @@ def test_a_copy_that_is_not_whole_is_removed_and_can_be_made_again(
 
 
 def test_a_copy_stays_if_there_is_no_descriptor_to_look_at_it(cache: CopyCache) -> None:
-    keep(cache, KEYS[0])
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    try:
-        found = cache.find(KEYS[0])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert found is None
+    home = keep(cache, KEYS[0])
+    with no_descriptors():
+        assert cache.find(KEYS[0]) is None
+        with pytest.raises(OSError, match="Too many open files"):
+            cache.check(KEYS[0])
     assert cache.find(KEYS[0]) is not None
+    assert cache.check(KEYS[0])
+    assert home.is_dir()
+
+
+def test_what_the_disk_can_not_read_any_more_is_damaged(cache: CopyCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    keep(cache, KEYS[0])
+    monkeypatch.setattr("roost.runtimes.prepared.cache.file_sha256", broken)
+    assert not cache.check(KEYS[0])
+    assert names(cache) == set()
 
 
 def test_garbage_of_the_right_size_is_found_by_checking(cache: CopyCache) -> None:

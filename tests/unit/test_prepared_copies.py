@@ -17,7 +17,8 @@ from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import parse_config_text
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, RETRY_AFTER_S
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.prepared_copies import (
     LARGE_BYTES,
     MAX_ATTEMPTS,
@@ -44,6 +45,7 @@ PASSING = {"result": {"made": False, "reason": "the disk is full", "passing": Tr
 BUDGET_BYTES = 1 << 30
 SLOW_S = 0.5
 DAY_S = 24 * 3600.0
+KEY = copy_key("m", "onnxruntime", {})
 
 
 @dataclass
@@ -334,8 +336,22 @@ class TestChecking:
             await settle()
             assert b.loaded.retired == [key, key], "that was another one"
 
+    @pytest.mark.parametrize("answer", [{"error": "not enough memory"}, {"result": {"reason": "no descriptors"}}])
     @virtual
-    async def test_a_preparer_that_fails_retires_nothing(self, cache: CopyCache) -> None:
+    async def test_what_can_not_be_verified_is_not_damaged(self, cache: CopyCache, answer: Any) -> None:
         (cache.folder / keep(cache, revision_of()) / "checked").unlink()
-        async with running(cache, answer=lambda _: {"error": "not enough memory"}) as b:
+        async with running(cache, answer=lambda _: answer) as b:
             assert (b.loaded.retired, b.counts.damaged) == ([], 0)
+
+
+@virtual
+async def test_what_was_being_made_at_the_end_is_removed(cache: CopyCache) -> None:
+    left = cache.folder / f"making-{KEY}"
+
+    def begin(_: Job) -> None:
+        left.mkdir()
+
+    async with running(cache, answer=begin) as b:
+        await b.load(revision_of())
+        assert left.is_dir()
+    assert not left.exists()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
-from roost.router.process_watch import is_stopped, oom_kills
+from roost.router.process_watch import exit_code_of, is_stopped, oom_kills
 
 V2 = "low 0\nhigh 3\nmax 7\noom 2\noom_kill {}\n"
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
@@ -36,3 +38,13 @@ def test_how_many_processes_were_ended_for_want_of_memory(
 def test_neither_this_process_nor_one_that_is_not_there_is_stopped() -> None:
     assert not is_stopped(os.getpid())
     assert not is_stopped(2**22 + 1)
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("exit 0", 0), ("kill -SEGV $$", -signal.SIGSEGV)])
+def test_why_a_process_has_ended_is_known_before_it_is_reaped(script: str, code: int) -> None:
+    process = subprocess.Popen(["sh", "-c", script])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert exit_code_of(process.pid) == code
+    process.wait()
+    assert exit_code_of(process.pid) is None
+    assert exit_code_of(os.getpid()) is None

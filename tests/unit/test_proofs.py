@@ -22,7 +22,8 @@ from roost.router.background import LINGER_S, PATIENCE_S, RETRY_AFTER_S, TIMEOUT
 from roost.router.catalog import Catalog
 from roost.router.learned import Learned
 from roost.router.loads import Load
-from roost.router.placement import Ledger, Limits
+from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.preparer import Preparer, PreparerFailed, PreparerSpec
 from roost.router.proof import DEFAULT_ROWS, MAX_FAILURES, BatchingMode, Decision, Proof, conditions_of, decide
 from roost.router.proofs import Proofs

@@ -167,8 +167,10 @@ class Worker:
         assert (header.type, header.request) == (FrameType.PONG, 99)
 
     def _serve(self) -> None:
+        reading = Reading(self.link, self.runs, self._control)
+        reading.start()
         try:
-            Reading(self.link, self.runs, self._control).serve()
+            reading.wait()
         except FrameError as error:
             self.failures.append(error)
 

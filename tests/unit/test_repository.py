@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from roost.registry_client.model_folder import ModelFolder, is_version
 from roost.registry_client.repository import LocalRepository
+from roost.router.models import Opener
+
+from tests.scarcity import no_descriptors
 
 
 class NoCache:
@@ -78,6 +82,26 @@ def test_scan_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     assert len(names) == 50
     assert scanned == [tmp_path]
+
+
+def test_want_of_descriptors_is_no_fault_of_the_files(tmp_path: Path) -> None:
+    write(tmp_path, "m/1/model.onnx", "m/config.pbtxt", content=b"")
+    repository, model = LocalRepository(tmp_path), ModelFolder("m", tmp_path / "m")
+    description = model.load_config()
+    for look in (
+        repository.scan,
+        model.load_config,
+        model.versions,
+        model.detect_backend,
+        partial(model.stamp, "1", description),
+        partial(model.artifact, "1", description, NoCache()),
+    ):
+        with no_descriptors(), pytest.raises(ResourceExhausted, match="Too many open files"):
+            look()
+    with no_descriptors():
+        assert not model.mentions(b"")
+        opened = Opener(explicit=False).open(model)
+    assert not opened.was_readable
 
 
 def test_scan_of_a_repository_that_vanished(tmp_path: Path) -> None:
@@ -288,14 +312,44 @@ def test_labels_that_can_not_be_read(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("file", "match"),
     [
-        ("1/model.plan", "found 'model.plan', for which there is no TensorRT runtime; the runtimes are: onnxruntime$"),
-        ("1/model.savedmodel/saved_model.pb", "no TensorFlow runtime"),
-        ("1/model.py", "no Python runtime"),
+        (
+            "1/model.plan",
+            "found 'model.plan', for which there is no TensorRT runtime; the runtimes are: lightgbm, onnx",
+        ),
+        ("1/model.xml", "no OpenVINO runtime"),
     ],
 )
 def test_formats_without_a_runtime_are_named(tmp_path: Path, file: str, match: str) -> None:
     model = folder(tmp_path, file)
     with pytest.raises(FailedPrecondition, match=match):
+        model.stamp("1", model.load_config())
+
+
+@pytest.mark.parametrize(
+    ("file", "backend", "found"),
+    [
+        ("1/model.onnx", "onnxruntime", "1/model.onnx"),
+        ("1/model.pt2", "pytorch", "1/model.pt2"),
+        ("1/model.savedmodel/saved_model.pb", "tensorflow", "1/model.savedmodel"),
+        ("1/saved_model.pb", "tensorflow", "1"),
+        ("saved_model.pb", "tensorflow", "."),
+        ("model.skops", "sklearn", "model.skops"),
+        ("1/model.json", "xgboost", "1/model.json"),
+        ("1/model.txt", "lightgbm", "1/model.txt"),
+        ("1/model.py", "python", "1/model.py"),
+    ],
+)
+def test_files_say_which_runtime_reads_them(tmp_path: Path, file: str, backend: str, found: str) -> None:
+    model = folder(tmp_path, file)
+    description = model.load_config()
+    assert description.backend == backend
+    assert Path(model.artifact("1", description, NoCache()).path) == model.path / found
+
+
+def test_a_file_of_another_runtime_is_named(tmp_path: Path) -> None:
+    model = folder(tmp_path, "1/model.pt")
+    write(model.path, "config.pbtxt", content=b'backend: "onnxruntime"')
+    with pytest.raises(FailedPrecondition, match=r"found 'model\.pt', which is for backend 'pytorch'"):
         model.stamp("1", model.load_config())
 
 

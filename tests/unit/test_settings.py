@@ -218,6 +218,41 @@ def test_labels_of_one_worker_go_before_those_of_all(folder: Path) -> None:
     )
 
 
+def test_workers_of_other_kinds(folder: Path) -> None:
+    settings = mesh_settings(read("--workers", "6", "--workers-of", "torch=2", "--workers-of", "python=0"))
+    others = {spec.kind: (count, spec.threads) for spec, count, _ in settings.other_kinds}
+    threads = {count: mesh_settings(read("--workers", str(count))).spec.threads for count in (1, 2, 4)}
+    assert settings.spec.kind == "onnx"
+    assert others == {
+        "torch": (2, threads[2]),
+        "tensorflow": (4, threads[4]),
+        "sklearn": (4, threads[4]),
+        "python": (0, threads[1]),
+    }
+    assert "kinds: torch, tensorflow, sklearn, python" in mistake(["--workers-of", "onnx=3"])
+    assert "'-1' is not a number of worker processes" in mistake(["--workers-of", "torch=-1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "expected"),
+    [
+        ([], {}, []),
+        (["--allow-code"], {}, ["models", "more"]),
+        (["--allow-code=more"], {}, ["more"]),
+        (["--allow-code=./more/"], {}, ["more"]),
+        ([], {"ROOST_ALLOW_CODE": "more:models"}, ["more", "models"]),
+        ([], {"ROOST_ALLOW_CODE": "true"}, ["models", "more"]),
+    ],
+)
+def test_where_models_may_be_code(folder: Path, flags: list[str], environ: dict[str, str], expected: list[str]) -> None:
+    (folder / "more").mkdir()
+    both = ["--model-repository", "models", "--model-repository", "more"]
+    config = read(*both, *flags, environ=environ)
+    assert [path.name for path in config.code_repositories] == expected
+    assert all(path.is_absolute() for path in config.code_repositories)
+    assert "--allow-code: not one of the model repositories: other" in mistake([*both, "--allow-code=other"])
+
+
 def test_missing_repositories(folder: Path) -> None:
     assert mistake([]).startswith("no model repository")
     assert mistake(["--model-repository", "no"]) == "--model-repository: there is no such folder: no"

@@ -20,7 +20,7 @@ from roost.router.states import InstanceState
 from roost.router.worker import Worker
 
 PLAIN = ModelPolicy()
-SPEC = WorkerSpec("cpu", "cpu", 4, 1)
+SPEC = WorkerSpec("onnx", "cpu", 4, 1)
 
 
 def worker(number: int, labels: Mapping[str, str] | None = None, *, device: str = "cpu", busy: float = 0.0) -> Worker:

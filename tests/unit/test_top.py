@@ -39,7 +39,7 @@ def activity(models: int = 40, workers: int = 2, *, ready: bool = True) -> Activ
     )
     process = ProcessActivity(4321, 0.42, 600 * MIB)
     places = tuple(
-        WorkerActivity(i, "cpu", "cpu", "up", 1, process, 1, 2, 0, 200 * MIB, {"ready": 49, "loading": 1})
+        WorkerActivity(i, "onnx", "cpu", "up", 1, process, 1, 2, 0, 200 * MIB, {"ready": 49, "loading": 1})
         for i in range(workers)
     )
     devices = (DeviceView("cpu", 1024 * MIB, 512 * MIB, 128 * MIB),)

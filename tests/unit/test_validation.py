@@ -206,6 +206,19 @@ def test_an_optional_input_may_be_left_out_or_given_and_a_needed_one_not() -> No
     assert "expected number of inputs between 1 and 2 but got 1" in refusal(OPTIONAL, request(o))
 
 
+def test_a_lenient_input_takes_any_name_and_numbers_of_any_datatype() -> None:
+    numbers = Signature((TensorSpec("x", "FP64", (-1, 2), lenient=True),), ())
+    for datatype in ("FP64", "FP32", "INT8", "BOOL"):
+        asked = request(tensor("input", datatype, (1, 2)))
+        Contract("m", numbers, 0).check(asked)
+        assert asked.inputs[0].name == "x"
+    for datatype in ("BF16", "BYTES"):
+        assert "expects 'FP64'" in refusal(numbers, request(Tensor("x", datatype, (1, 2), b"")))
+    texts = Signature((TensorSpec("x", "BYTES", (-1,), lenient=True),), ())
+    Contract("m", texts, 0).check(request(Tensor("input", "BYTES", (1,), pack_bytes([b"text"]))))
+    assert "expects 'BYTES'" in refusal(texts, request(tensor("x", "INT8", (1,))))
+
+
 def test_the_clients_id_is_named() -> None:
     assert refusal(SIMPLE, request(A, id="42")).startswith("[request id: 42] ")
     assert refusal(SIMPLE, request(A)).startswith("[request id: <id_unknown>] ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,8 @@ def test_long_reasons_are_cut() -> None:
     [
         (NotFound("there is no instance 3"), Code.NOT_FOUND, "there is no instance 3"),
         (MemoryError(), Code.RESOURCE_EXHAUSTED, "not enough memory for the run"),
+        (OSError(errno.ENFILE, "secret"), Code.RESOURCE_EXHAUSTED, "not enough file descriptors for the run"),
+        (OSError(errno.EIO, "secret"), Code.INTERNAL, "the run failed unexpectedly"),
         (KeyError("secret"), Code.INTERNAL, "the run failed unexpectedly"),
         (SystemExit(3), Code.INTERNAL, "the run failed unexpectedly"),
     ],

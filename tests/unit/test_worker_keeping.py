@@ -16,7 +16,7 @@ from roost.router.worker import START_TIMEOUT_S, Worker, WorkerEvents
 from tests.unit.mesh_fakes import FakeProcess, Farm
 from tests.virtual_time import virtual
 
-SPEC = WorkerSpec("cpu", "cpu", 1, 1)
+SPEC = WorkerSpec("onnx", "cpu", 1, 1)
 
 
 class Events:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -38,7 +38,9 @@ __all__ = [
     "HEADER_BYTES",
     "MAX_PAYLOAD_BYTES",
     "MORE_FOLLOW",
+    "REQUEST_ID",
     "VERSION",
+    "Call",
     "Credit",
     "FrameError",
     "FrameType",
@@ -48,11 +50,13 @@ __all__ = [
     "Run",
     "StepTimes",
     "WireTensor",
+    "call_frame",
     "control_frame",
     "credit_frame",
     "error_frame",
     "instance_of",
     "pack_header",
+    "parse_call",
     "parse_control",
     "parse_credit",
     "parse_error",
@@ -66,6 +70,9 @@ __all__ = [
 
 VERSION = 2
 MAX_PAYLOAD_BYTES = 2**34
+
+REQUEST_ID = "roost.request_id"
+"""Among the parameters of a run: the client's id of the only request, for models that are programs."""
 
 _MAGIC = b"RO"
 _HEADER = struct.Struct("<2sBBIQQ")
@@ -100,11 +107,12 @@ class FrameType(IntEnum):
     STATUS = 13  # both  asks for, or reports, the state of the worker or of one instance
     REGION_ADD = 14  # R→W  a shared-memory region, its descriptor on the second socket
     REGION_DROP = 15  # R→W  the region is not used any more
-    CALL = 16  # W→R  a model calls another model
+    CALL = 16  # W→R  a model calls another model; a RESPONSE or an ERROR answers it, a CANCEL gives it up
     TRIM = 17  # R→W  give memory back that is free
 
 
 _TYPE_RUN = int(FrameType.RUN)
+_TYPE_CALL = int(FrameType.CALL)
 _TYPE_RESPONSE = int(FrameType.RESPONSE)
 _TYPES = {int(type_): type_ for type_ in FrameType}
 
@@ -150,6 +158,23 @@ class Run:
     credit: Credit | None = None
     places: Sequence[WireTensor] = ()
 
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a model asks of another one.
+
+    Attributes:
+        model: The other one.
+        version: Its version; empty for any.
+        run: What it is asked; the instance means nothing.
+    """
+
+    model: str
+    version: str
+    run: Run
+
+
+_CALLED = "roost.called"  # among the parameters of a CALL's run: the model, and its version
 
 _NO_CREDIT = Credit(0, 0)
 
@@ -265,7 +290,28 @@ def parse_credit(payload: Buffer) -> Credit:
     return credit
 
 
-def run_frame(request: int, run: Run) -> list[Buffer]:
+def call_frame(request: int, call: Call) -> list[Buffer]:
+    """Makes a CALL frame: laid out as a RUN is."""
+    called = {_CALLED: call.model, f"{_CALLED}.version": call.version}
+    run = replace(call.run, parameters={**call.run.parameters, **called})
+    return run_frame(request, run, _TYPE_CALL)
+
+
+def parse_call(payload: Buffer) -> Call:
+    """Reads a CALL payload; tensors are views on it.
+
+    Raises:
+        FrameError: If it is cut short or inconsistent.
+    """
+    run = parse_run(payload)
+    if any(type(tensor.data) is Region for tensor in run.inputs) or run.places:
+        raise FrameError("a call whose tensors are elsewhere")
+    parameters = dict(run.parameters)
+    model, version = parameters.pop(_CALLED, ""), parameters.pop(f"{_CALLED}.version", "")
+    return Call(str(model), str(version), replace(run, parameters=parameters))
+
+
+def run_frame(request: int, run: Run, type_: int = _TYPE_RUN) -> list[Buffer]:
     """Makes a RUN frame as buffers to write one after the other; tensor data is not copied."""
     parameters = json.dumps(dict(run.parameters), separators=(",", ":")).encode() if run.parameters else b""
     table, offsets, inline, inline_bytes = write_table(run.outputs, run.inputs, run.places)
@@ -275,7 +321,7 @@ def run_frame(request: int, run: Run) -> list[Buffer]:
     head = _RUN_FRAME.pack(
         _MAGIC,
         VERSION,
-        _TYPE_RUN,
+        type_,
         0,
         request,
         before + len(first) + inline_bytes + len(last) - HEADER_BYTES,

@@ -108,7 +108,8 @@ class TensorSpec:
         name: Its name.
         datatype: A key of ``DATATYPES``.
         shape: Dimensions; -1 is any.
-        optional: Whether a request may leave it out.
+        optional: Whether a request may leave it out; of an output, whether it only comes to those who ask for it.
+        lenient: Whether it takes numbers of any datatype, and any name if it is the only input.
         inner: The shape that the model itself has, where clients see another.
     """
 
@@ -117,6 +118,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     optional: bool = False
     inner: tuple[int, ...] | None = None
+    lenient: bool = False
 
     @property
     def own_shape(self) -> tuple[int, ...]:
@@ -133,17 +135,21 @@ class Signature:
 
     def to_json(self) -> dict[str, Any]:
         """A form that ``json`` can write."""
-        return {
-            "inputs": [[s.name, s.datatype, list(s.shape), s.optional] for s in self.inputs],
-            "outputs": [[s.name, s.datatype, list(s.shape), s.optional] for s in self.outputs],
-        }
+
+        def rows(specs: Iterable[TensorSpec]) -> list[list[Any]]:
+            return [[s.name, s.datatype, list(s.shape), s.optional, *([True] if s.lenient else [])] for s in specs]
+
+        return {"inputs": rows(self.inputs), "outputs": rows(self.outputs)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Signature:
         """Reads what ``to_json`` made."""
 
         def specs(rows: Iterable[Sequence[Any]]) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(str(r[0]), str(r[1]), tuple(int(d) for d in r[2]), bool(r[3])) for r in rows)
+            return tuple(
+                TensorSpec(str(r[0]), str(r[1]), tuple(int(d) for d in r[2]), bool(r[3]), lenient=r[4:] == [True])
+                for r in rows
+            )
 
         return cls(specs(value["inputs"]), specs(value["outputs"]))
 

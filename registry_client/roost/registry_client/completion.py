@@ -6,7 +6,7 @@ from typing import cast
 
 from roost.core.tensors import DATATYPES, Signature, TensorSpec
 from roost.proto import model_config_pb2 as mc
-from roost.registry_client.backends import PLATFORMS
+from roost.registry_client.backends import platform_of
 from roost.registry_client.description import ModelDescription
 
 
@@ -25,8 +25,9 @@ def complete_config(description: ModelDescription, signature: Signature) -> mc.M
     config = mc.ModelConfig()
     config.CopyFrom(description.config)
     config.backend = description.backend
-    config.platform = config.platform or PLATFORMS.get(description.backend, "")
-    config.default_model_filename = description.model_file
+    config.platform = config.platform or platform_of(description.backend)
+    if len(description.model_files) == 1:  # else it depends on which of them is there
+        config.default_model_filename = description.model_files[0]
     if config.version_policy.WhichOneof("policy_choice") in (None, "latest"):
         config.version_policy.latest.num_versions = max(config.version_policy.latest.num_versions, 1)
     _complete_tensors(config, description, signature)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from google.protobuf import json_format, text_format
 from roost.core.errors import InvalidArgument
 from roost.proto import model_config_pb2 as mc
-from roost.registry_client.backends import KNOWN_BACKENDS, resolve_backend
+from roost.registry_client.backends import BACKENDS, DEFAULT_BACKEND, resolve_backend
 from roost.registry_client.config_fields import fields_without_effect, loaded_part
-from roost.registry_client.onnx_options import OPTIONS, onnx_options
+from roost.registry_client.onnx_options import onnx_options
 from roost.registry_client.policy import PREFIX, ModelPolicy
 from roost.registry_client.validation import check_config
 
@@ -40,7 +40,7 @@ class ModelDescription:
 
     Attributes:
         config: The configuration as written, with the name filled.
-        backend: A key of ``KNOWN_BACKENDS``.
+        backend: A key of ``BACKENDS``.
         policy: What the owner asks for.
         max_batch_size: 0 if the model's tensors have no batch dimension that the server may use.
         options: What the runtime is told when it loads the model.
@@ -68,9 +68,10 @@ class ModelDescription:
         return bool(loaded_part(self.config) == loaded_part(other.config))
 
     @property
-    def model_file(self) -> str:
-        """Name of the model file in a version's folder."""
-        return self.config.default_model_filename or KNOWN_BACKENDS[self.backend]
+    def model_files(self) -> tuple[str, ...]:
+        """Names that the model's file or folder in a version's folder may have; the first that is there is it."""
+        name = self.config.default_model_filename
+        return (name,) if name else BACKENDS[self.backend].files
 
     @property
     def decoupled(self) -> bool:
@@ -143,18 +144,31 @@ def describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> M
         # First what is not supported at all: an ensemble's missing backend is not its problem.
         check_config(config)
         backend = resolve_backend(config.backend, config.platform, config.default_model_filename, detected)
-        if config.model_transaction_policy.decoupled and backend != "dummy":
+        if config.model_transaction_policy.decoupled and not BACKENDS[backend].may_decouple:
             raise InvalidArgument(f"decoupled models are not supported by backend '{backend}'")
         policy = ModelPolicy.from_parameters({key: value.string_value for key, value in config.parameters.items()})
-        options = onnx_options(config) if backend == "onnxruntime" else {}
+        options = _options(config, backend)
     except InvalidArgument as error:
         raise InvalidArgument(f"{source}: {tidy(error.message)}") from None
     return ModelDescription(config, backend, policy, config.max_batch_size, options, _without_effect(config, backend))
 
 
+def _options(config: mc.ModelConfig, backend: str) -> dict[str, str]:
+    """What the runtime is told: the parameters that it takes into account, as they are if it checks them itself."""
+    if backend == DEFAULT_BACKEND:
+        return onnx_options(config)
+    known = BACKENDS[backend].parameters
+    return {
+        key: value.string_value
+        for key, value in config.parameters.items()
+        if (known is None or key in known) and not key.startswith(PREFIX)
+    }
+
+
 def _without_effect(config: mc.ModelConfig, backend: str) -> tuple[str, ...]:
-    known = OPTIONS if backend == "onnxruntime" else {}
-    unknown = [key for key in sorted(config.parameters) if key not in known and not key.startswith(PREFIX)]
+    known = BACKENDS[backend].parameters
+    unknown = [key for key in sorted(config.parameters) if known is not None and key not in known]
+    unknown = [key for key in unknown if not key.startswith(PREFIX)]
     return (*fields_without_effect(config), *(tidy(f"parameters.{key}") for key in unknown))
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from roost.core.errors import FailedPrecondition
-from roost.registry_client.files import open_regular, reason, shown
+from roost.registry_client.files import open_regular, shown, unreadable
 
 CONFIG_FILE = "config.pbtxt"
 SETTINGS_FILE = "model-settings.json"
@@ -85,6 +85,7 @@ def stamp_files(root: str) -> Stamp:
     Raises:
         FailedPrecondition: If something is not a regular file or does not resolve, or if the folder is too
             deep, too full or contains itself.
+        ResourceExhausted: If there is no descriptor for a folder.
     """
     files: list[FileStamp] = []
     for position, item in enumerate(_walk(root, "", frozenset())):
@@ -100,6 +101,7 @@ def digest_files(root: str, stamp: Stamp, cache: DigestCache) -> str:
 
     Raises:
         FailedPrecondition: If a file can't be read or is not what the stamp says, any more.
+        ResourceExhausted: If there is no descriptor for one.
     """
     total = hashlib.sha256(_DOMAIN)
     for file in stamp:
@@ -125,7 +127,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     try:
         names = os.listdir(folder)
     except OSError as error:
-        raise FailedPrecondition(f"folder '{shown(prefix or '.')}' can't be read: {reason(error)}") from None
+        raise unreadable(f"folder '{shown(prefix or '.')}'", error) from None
     for name in names:
         if name.startswith(".") or (not prefix and name in CONFIG_FILES):
             continue
@@ -145,7 +147,7 @@ def _status(path: str, name: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
-        raise FailedPrecondition(f"'{shown(name)}' can't be read: {reason(error)}") from None
+        raise unreadable(f"'{shown(name)}'", error) from None
 
 
 def _file_digest(root: str, file: FileStamp, cache: DigestCache) -> str:
@@ -174,7 +176,7 @@ def _hash_file(path: str, file: FileStamp) -> str:
                 read += count
             after = os.fstat(descriptor)
         except OSError as error:
-            raise FailedPrecondition(f"'{shown(file.name)}' can't be read: {reason(error)}") from None
+            raise unreadable(f"'{shown(file.name)}'", error) from None
     states = {(file.inode, file.size, file.mtime_ns), _state(before), _state(after)}
     if len(states) > 1 or read != file.size:
         raise FailedPrecondition(f"'{shown(file.name)}' changed while it was read; try again")

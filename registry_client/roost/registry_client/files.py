@@ -7,7 +7,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from roost.core.errors import FailedPrecondition
+from roost.core.errors import FailedPrecondition, ResourceExhausted, RoostError
+from roost.core.exhaustion import is_exhausted
 
 
 def shown(name: str) -> str:
@@ -23,6 +24,12 @@ def shown(name: str) -> str:
 def reason(error: OSError) -> str:
     """What the system says of a failure, without the path that ``str(error)`` has in it."""
     return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def unreadable(what: str, error: OSError) -> RoostError:
+    """The error for what can't be read: that descriptors or memory are short is no fault of the files."""
+    kind = ResourceExhausted if is_exhausted(error) else FailedPrecondition
+    return kind(f"{what} can't be read: {reason(error)}")
 
 
 def is_plain_file_name(name: str) -> bool:
@@ -43,11 +50,12 @@ def open_regular(path: str, name: str) -> Iterator[tuple[int, os.stat_result]]:
 
     Raises:
         FailedPrecondition: If it can't be opened or is not a regular file.
+        ResourceExhausted: If there is no descriptor for it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        raise FailedPrecondition(f"'{shown(name)}' can't be read: {reason(error)}") from None
+        raise unreadable(f"'{shown(name)}'", error) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -62,6 +70,7 @@ def read_small_file(path: str, name: str, limit_bytes: int) -> bytes:
 
     Raises:
         FailedPrecondition: If it can't be read, is not a regular file, or is too large.
+        ResourceExhausted: If there is no descriptor for it.
     """
     with open_regular(path, name) as (descriptor, _):
         parts: list[bytes] = []
@@ -70,7 +79,7 @@ def read_small_file(path: str, name: str, limit_bytes: int) -> bytes:
             try:
                 part = os.read(descriptor, min(left, 1 << 20))
             except OSError as error:
-                raise FailedPrecondition(f"'{shown(name)}' can't be read: {reason(error)}") from None
+                raise unreadable(f"'{shown(name)}'", error) from None
             if not part:
                 return b"".join(parts)
             parts.append(part)

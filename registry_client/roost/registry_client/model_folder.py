@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from roost.core.exhaustion import is_exhausted
 from roost.core.names import version_order
-from roost.registry_client.backends import OTHER_FORMATS, backend_of_file, backend_of_files, known_backends
+from roost.registry_client.backends import (
+    OTHER_FORMATS,
+    SAVED_MODEL,
+    backend_of_file,
+    backend_of_files,
+    known_backends,
+)
 from roost.registry_client.digest import (
     CONFIG_FILE,
     CONFIG_FILES,
@@ -22,7 +29,7 @@ from roost.registry_client.digest import (
     digest_files,
     stamp_files,
 )
-from roost.registry_client.files import is_plain_file_name, read_small_file, reason, shown
+from roost.registry_client.files import is_plain_file_name, read_small_file, shown, unreadable
 from roost.registry_client.model_config import MAX_CONFIG_BYTES, ModelDescription, parse_config_text
 from roost.registry_client.model_settings import parse_settings
 
@@ -79,12 +86,15 @@ class ModelFolder:
 
         Raises:
             NotFound: If the folder is gone.
+            ResourceExhausted: If there is no descriptor to look with.
         """
         versions, files = self._list()
         if versions:
             try:
                 files = os.listdir(f"{self.path}/{versions[-1]}")
-            except OSError:
+            except OSError as error:
+                if is_exhausted(error):
+                    raise unreadable(f"version {versions[-1]} of model '{self.name}'", error) from None
                 return ""  # what is wrong with the version is said when it is loaded
         return backend_of_files(files)
 
@@ -95,6 +105,7 @@ class ModelFolder:
             InvalidArgument: If the file can't be read or understood, or asks for what can't be done.
             NotFound: If the folder is gone.
             FailedPrecondition: If the folder can't be read.
+            ResourceExhausted: If there is no descriptor to read with.
         """
         detected = self.detect_backend()
         if os.path.lexists(f"{self.path}/{CONFIG_FILE}"):
@@ -111,7 +122,7 @@ class ModelFolder:
             if os.path.lexists(path):
                 try:
                     return text in read_small_file(path, file_name, MAX_CONFIG_BYTES)
-                except FailedPrecondition:
+                except (FailedPrecondition, ResourceExhausted):
                     return False
         return False
 
@@ -176,7 +187,7 @@ class ModelFolder:
         """
         root = self._root(version, description)
         stamp = stamp_files(root)
-        path = self._model_file(root, version, description.model_file, stamp)
+        path = self._model_file(root, version, description, stamp)
         digest = digest_files(root, stamp, cache)
         return Artifact(path, root, digest, sum(file.size for file in stamp), stamp)
 
@@ -189,7 +200,7 @@ class ModelFolder:
         """
         root = self._root(version, description)
         stamp = stamp_files(root)
-        self._model_file(root, version, description.model_file, stamp)
+        self._model_file(root, version, description, stamp)
         return stamp
 
     def _list(self) -> tuple[list[str], list[str]]:
@@ -206,7 +217,7 @@ class ModelFolder:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"model '{self.name}' is not in the model repository any more") from None
         except OSError as error:
-            raise FailedPrecondition(f"the folder of model '{self.name}' can't be read: {reason(error)}") from None
+            raise unreadable(f"the folder of model '{self.name}'", error) from None
         return sorted(versions, key=version_order), others
 
     def _root(self, version: str, description: ModelDescription) -> str:
@@ -222,25 +233,41 @@ class ModelFolder:
                 return str(self.path)
         raise NotFound(f"model '{self.name}' has no version '{shown(version)}'")
 
-    def _model_file(self, root: str, version: str, file_name: str, stamp: Stamp) -> str:
+    def _model_file(self, root: str, version: str, description: ModelDescription, stamp: Stamp) -> str:
         names = {file.name for file in stamp}
-        # A model with external data may also be a folder of the file's name with the file in it.
-        for candidate in (file_name, f"{file_name}/{file_name}"):
-            if candidate in names:
-                return os.path.join(root, candidate)
-        hint = self._hint(names)
-        raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{file_name}'{hint}")
+        for file_name in description.model_files:
+            found = _find(file_name, names)
+            if found is not None:
+                return os.path.join(root, found) if found else root
+        wanted = "' or '".join(description.model_files)
+        hint = self._hint(names, description.backend)
+        raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{wanted}'{hint}")
 
     @staticmethod
-    def _hint(names: set[str]) -> str:
-        others = sorted(name for name in names if backend_of_file(name))
+    def _hint(names: set[str], backend: str) -> str:
+        others = sorted(name for name in names if backend_of_file(name) == backend)
         if others:
             return f"; found '{shown(others[0])}': rename it or set default_model_filename"
         foreign = sorted(OTHER_FORMATS.keys() & {name.split("/", 1)[0] for name in names})
         if foreign:
             what = OTHER_FORMATS[foreign[0]]
             return f"; found '{foreign[0]}', for which there is no {what} runtime; the runtimes are: {known_backends()}"
+        of_others = sorted(name for name in names if backend_of_file(name))
+        if of_others:
+            found, other = shown(of_others[0]), backend_of_file(of_others[0])
+            return f"; found '{found}', which is for backend '{other}': the configuration says '{backend}'"
         return ""
+
+
+def _find(file_name: str, names: set[str]) -> str | None:
+    """Where a model's file or folder is, relative to the root; empty for the root itself, None for nowhere."""
+    if file_name == SAVED_MODEL:
+        return "" if SAVED_MODEL in names else None
+    # A model with external data may also be a folder of the file's name with the file in it.
+    for candidate in (file_name, f"{file_name}/{file_name}"):
+        if candidate in names:
+            return candidate
+    return file_name if f"{file_name}/{SAVED_MODEL}" in names else None
 
 
 def is_version(name: str) -> bool:

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from posixpath import splitext
 from typing import Any, cast
 
 from roost.core.errors import InvalidArgument
 from roost.core.names import is_name
 from roost.core.tensors import DATATYPES, MAX_RANK
 from roost.proto import model_config_pb2 as mc
-from roost.registry_client.backends import KNOWN_BACKENDS, backend_of_file, known_backends
+from roost.registry_client.backends import BACKENDS, backend_of_file, known_backends
 from roost.registry_client.description import ModelDescription, Place, describe, tidy
 from roost.registry_client.digest import SETTINGS_FILE
 from roost.registry_client.files import is_plain_file_name
@@ -38,6 +39,9 @@ MAX_BATCH_SIZE = 2**31 - 1
 MAX_BATCH_TIME_S = 3600.0
 MAX_TENSORS = 10_000
 MAX_URI_CHARACTERS = 256
+
+_MODEL_SUFFIXES = frozenset({".json", ".txt", ".model"})
+"""Of names that say nothing of the runtime, but are no folder's."""
 
 _KEYS = ("name", "implementation", "parameters", "inputs", "outputs", "max_batch_size", "max_batch_time")
 _PARAMETERS = ("uri", "version")
@@ -109,7 +113,7 @@ def _backend(implementation: str) -> str:
             f"implementation: '{implementation}' is not known; custom Python implementations can't be served, the "
             f"runtimes are: {known_backends()}"
         )
-    if backend not in KNOWN_BACKENDS:
+    if backend not in BACKENDS:
         raise InvalidArgument(
             f"implementation: '{implementation}' needs the runtime '{backend}', which this server does not have; the "
             f"runtimes are: {known_backends()}"
@@ -127,7 +131,7 @@ def _split_uri(uri: str) -> tuple[str, str]:
     # Schemes have an empty part behind the colon, absolute paths an empty one in front.
     if any(not is_plain_file_name(part) for part in parts):
         raise InvalidArgument(f"parameters.uri: '{uri}' is not a relative path of a file in the model's folder")
-    if parts and backend_of_file(parts[-1]):
+    if parts and (backend_of_file(parts[-1]) or splitext(parts[-1])[1] in _MODEL_SUFFIXES):
         return "/".join(parts[:-1]), parts[-1]
     return "/".join(parts), ""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from roost.core.errors import FailedPrecondition, NotFound
 from roost.core.names import is_name
-from roost.registry_client.files import reason, shown
+from roost.registry_client.files import shown, unreadable
 from roost.registry_client.model_folder import ModelFolder, is_folder
 
 _log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ class LocalRepository:
                     if not entry.name.startswith(".") and is_folder(entry):
                         (names if is_name(entry.name) else refused).append(entry.name)
         except OSError as error:
-            raise FailedPrecondition(
-                f"model repository '{shown(self.path.name)}' can't be read: {reason(error)}"
-            ) from None
+            raise unreadable(f"model repository '{shown(self.path.name)}'", error) from None
         self._log_refused(refused)
         return sorted(names)
 

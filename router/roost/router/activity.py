@@ -33,7 +33,7 @@ from roost.router.mesh import Mesh
 from roost.router.models import Version
 from roost.router.placement import Ledger
 from roost.router.rates import Row
-from roost.router.snapshot import private_bytes_of, view_device
+from roost.router.snapshot import private_bytes_of, running, view_device
 from roost.router.states import Availability
 from roost.router.stats import ModelStats, Stats
 from roost.router.usage import CpuTimes
@@ -139,7 +139,7 @@ class ActivitySampler:
                 requests_per_s += row.requests_per_s
                 failures_per_s += row.failures_per_s
         self._loaded = 0
-        self._workers = tuple([await self._look_at_worker(worker) for worker in self._mesh.workers])
+        self._workers = tuple([await self._look_at_worker(worker) for worker in running(self._mesh.workers)])
         if len(self._rows) > self._seen:
             self._rows = {key: row for key, row in self._rows.items() if row.seen == self._look}
             self._names = {name for name, _ in self._rows}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from roost.core.figures import Figures
-from roost.router.placement import Evict, Fits, Ledger, Refuse
+from roost.router.placement import Ledger
+from roost.router.plans import Evict, Fits, Refuse
 from roost.router.preparer import Answer, Job, Preparer, PreparerFailed
 from roost.router.room import Room
 
@@ -49,6 +50,7 @@ class Attempts:
 
 
 K = TypeVar("K")
+W = TypeVar("W", bound=Attempts)
 
 
 def first_due(queue: Mapping[K, Attempts], now: float) -> K | None:
@@ -163,6 +165,25 @@ class Background:
                 await self.preparer.end(at_once=True)
             finally:
                 self.release()
+
+    async def step(self, queue: Mapping[K, W], do: Callable[[K, W], Awaitable[bool]]) -> float:
+        """Does the next piece of work of a queue, if one is due; the process ends where there is none.
+
+        Args:
+            queue: What there is to do; ``do`` takes it out.
+            do: Does a piece, or finds that it need not be done any more; returns whether that was possible now.
+
+        Returns:
+            How many seconds to wait for a change.
+        """
+        if self.interrupted:
+            await self.end(at_once=True)
+        now = time.monotonic()
+        key = first_due(queue, now)
+        if key is None:
+            await self.end()
+            return due_in_s(queue, now)
+        return 0.0 if await do(key, queue[key]) else LOOK_EVERY_S
 
     async def repeat(self, step: Callable[[], Awaitable[float]], give_up: Callable[[], None]) -> None:
         """Does one piece of work after another, until cancelled.

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from roost.core.errors import FailedPrecondition, NotFound, PollFailed, Unavailable, error_of
 from roost.core.metadata import IndexEntry
 from roost.core.names import is_name, shorten, version_order
 from roost.core.tensors import Signature
+from roost.registry_client.load_options import said_under
 from roost.registry_client.model_config import effective_signature
 from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
@@ -47,6 +49,7 @@ class Catalog:
         *,
         explicit: bool,
         overrides: OverrideFolders | None = None,
+        code_from: frozenset[Path] = frozenset(),
     ) -> None:
         self._repositories = repositories
         self._learned = learned
@@ -56,7 +59,7 @@ class Catalog:
         """Models that were opened and want to be loaded without being asked for, and some that did."""
         self.unread: list[str] = []
         """Models that nobody has looked at for that yet; with explicit control a load call does."""
-        self._opener = Opener(explicit=explicit, least=self.least)
+        self._opener = Opener(explicit=explicit, least=self.least, code_from=code_from)
         self.brought = Brought(overrides, self._opener, disk)
         self._homes: dict[str, LocalRepository | None] = {}  # None: the name is in more than one repository
         self._models: dict[str, Model] = {}
@@ -132,6 +135,8 @@ class Catalog:
             model = await self._on_disk(partial(self._open, name, self._homes[name]))
         if model is None or name not in self._homes:  # it may have gone meanwhile
             raise NotFound(f"Request for unknown model: '{shorten(name, 128)}' is not found")
+        if not model.was_readable:  # the next call may have more luck
+            return model
         return self._models.setdefault(name, model)  # two callers may have read the folder at once
 
     async def reopen(self, name: str, config: str | None = None) -> Model:
@@ -222,9 +227,15 @@ class Catalog:
         artifact = revision.artifact
         if artifact is None:
             return
-        key = artifact.digest, revision.description.backend
+        key = artifact.digest, said_under(revision.description)
         if not self._learned.has_signature(*key, signature):  # else the request that waits would wait for nothing
             await self._on_disk(partial(self._learned.put_signature, *key, signature))
+
+    async def remember_size(self, revision: Revision) -> None:
+        """Keeps what an instance was found to take when it was loaded, for the next start."""
+        if revision.artifact is not None and revision.measured is not None:
+            key = revision.artifact.digest, measured_conditions(revision.description)
+            await self._on_disk(partial(self._learned.put_measured, *key, revision.measured))
 
     async def remember_proof(self, key: tuple[str, str], proof: Proof) -> None:
         """Keeps what was found out about batches of the files with a digest, for the next start."""
@@ -276,7 +287,7 @@ class Catalog:
         missing = [(name, self._homes[name]) for name in names if name in self._homes and name not in self._models]
         for start in range(0, len(missing), 256):
             for model in await self._on_disk(partial(self._open_some, missing[start : start + 256])):
-                if model.name in self._homes:
+                if model.name in self._homes and model.was_readable:
                     self._models.setdefault(model.name, model)
 
     async def _look_again(self, model: Model) -> Model:
@@ -323,7 +334,7 @@ class Catalog:
         artifact = revision.folder.artifact(revision.key.version, description, self._learned)
         if before is not None and before.digest != artifact.digest and revision.resident():
             raise FailedPrecondition("its files have changed: what is loaded now stays alone until it is replaced")
-        known = self._learned.get_signature(artifact.digest, description.backend)
+        known = self._learned.get_signature(artifact.digest, said_under(description))
         revision.artifact = artifact
         revision.measured = self._learned.get_measured(artifact.digest, measured_conditions(description))
         prepared = measured_conditions(description, prepared=True)

@@ -10,9 +10,10 @@ second, and a night without requests makes nothing older. An instance is *fresh*
 what is asked for in bursts is kept while its burst may last, what is asked for seldom but steadily is kept for its
 long-term rate, and what is asked for once is not kept for that: the short-term rate leaves out the last use.
 
-Counts and rates are those of the revision and survive its instances. All counts decay alike, so that the order of two
-instances changes only where one of them is used or stops being fresh. Values are logarithms, normed to round 0, and
-need no update by time.
+Counts and rates are those of the revision and survive its instances; of several copies of it each counts with an equal
+share of the rate, since what one of them would not serve another one does. All counts decay alike, so that the order of
+two instances changes only where one of them is used, stops being fresh, or gets or loses a sibling. Values are
+logarithms, normed to round 0, and need no update by time.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Standing(Rank):
         owner: The instance's revision.
         history: Of its owner.
         ranking: Where it stands, among those of its priority.
-        weight: Logarithm of the load time for each byte.
+        weight: Logarithm of the load time for each byte, of its share of the owner's rate.
         used_round: When the instance itself was used last.
     """
 
@@ -103,7 +104,7 @@ class Cost:
         self._standings: dict[int, Standing] = {}
         self._rankings: dict[int, Ranking] = {}
         self._fresh: OrderedDict[int, Standing] = OrderedDict()
-        self._copies: dict[Hashable, int] = {}
+        self._copies: dict[Hashable, tuple[int, ...]] = {}  # of these the garbage collector need not look at any
         self._periods = Periods()
         self._awaited: list[tuple[float, int]] = []
         self._now = -math.inf
@@ -116,14 +117,14 @@ class Cost:
         if history is None:
             history = self._histories[owner] = History()
         history.learn_load_time(load_s)
-        weight = _weight(history, size_bytes)
+        self._share(owner, (*self._copies.get(owner, ()), instance))
+        weight = self._weight(owner, history, size_bytes)
         value = history.worth(fresh=False) + weight if history.long else NEVER_USED - instance
         ranking = self._rankings.get(priority)
         if ranking is None:
             ranking = self._rankings[priority] = Ranking()
         standing = Standing(instance, value, owner=owner, history=history, ranking=ranking, weight=weight)
         self._standings[instance] = standing
-        self._copies[owner] = self._copies.get(owner, 0) + 1
         ranking.add(standing)
         until = self._periods.awaited_until(owner, now)
         if until > now:
@@ -133,12 +134,7 @@ class Cost:
     def resized(self, instance: int, size_bytes: int) -> None:
         """Keeping the instance takes something else from now on, so it is worth more or less."""
         standing = self._standings[instance]
-        weight = _weight(standing.history, size_bytes)
-        more, standing.weight = weight - standing.weight, weight
-        if standing.value > NEVER_USED:
-            standing.value += more
-            if standing.value < standing.filed:
-                standing.ranking.file(standing)
+        _weigh(standing, self._weight(standing.owner, standing.history, size_bytes))
 
     def used(self, instance: int, now: float) -> None:
         """Counts a use of the owner."""
@@ -160,9 +156,7 @@ class Cost:
             return
         self._fresh.pop(instance, None)
         standing.ranking.remove(standing)
-        self._copies[standing.owner] -= 1
-        if not self._copies[standing.owner]:
-            del self._copies[standing.owner]
+        self._share(standing.owner, tuple(other for other in self._copies[standing.owner] if other != instance))
 
     def forget_owner(self, owner: Hashable) -> None:
         """Drops what is known of the owner."""
@@ -183,6 +177,22 @@ class Cost:
     def due(self, now: float) -> Iterable[tuple[Hashable, float]]:
         """Owners that are used on a timer, shortly before it."""
         return [(owner, expected) for owner, expected in self._periods.due(now) if owner not in self._copies]
+
+    def _share(self, owner: Hashable, copies: tuple[int, ...]) -> None:
+        """The owner has other copies from now on: each of them counts with more or less of its rate."""
+        before = self._copies.pop(owner, ())
+        if copies:
+            self._copies[owner] = copies
+        if before and copies:
+            more = math.log2(len(before) / len(copies))
+            for instance in before:
+                standing = self._standings.get(instance)
+                if standing is not None:
+                    _weigh(standing, standing.weight + more)
+
+    def _weight(self, owner: Hashable, history: History, size_bytes: int) -> float:
+        shares = len(self._copies[owner])
+        return math.log2(max(history.load_s, MIN_LOAD_S) / (max(size_bytes, 1) * shares))
 
     def _freshen(self, standing: Standing) -> None:
         is_first = standing.used_round == -math.inf
@@ -215,5 +225,10 @@ class Cost:
                 standing.ranking.file(standing)
 
 
-def _weight(history: History, size_bytes: int) -> float:
-    return math.log2(max(history.load_s, MIN_LOAD_S) / max(size_bytes, 1))
+def _weigh(standing: Standing, weight: float) -> None:
+    """Keeping an instance is worth something else from now on."""
+    more, standing.weight = weight - standing.weight, weight
+    if standing.value > NEVER_USED:
+        standing.value += more
+        if standing.value < standing.filed:
+            standing.ranking.file(standing)

@@ -8,16 +8,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
-from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError
+from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError, Unavailable
+from roost.core.figures import Figures
 from roost.core.tensors import Signature
 from roost.core.units import format_bytes
 from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
 from roost.router.failures import failure_error
 from roost.router.instances import LoadTimedOut, WorkerEnded, WorkerLost, create, discard
+from roost.router.learned import Measured
 from roost.router.loads import Load
 from roost.router.placement import Ledger
 from roost.router.prepared import CopySource, NoCopies
@@ -36,6 +39,10 @@ _WORKER_ERRORS = (Internal, ResourceExhausted)
 """What another worker may do better."""
 
 
+class _TooLarge(ResourceExhausted):
+    """It is loaded, and can't stay."""
+
+
 @dataclass(eq=False)
 class Creator:
     """See the module.
@@ -49,6 +56,7 @@ class Creator:
         timeout_s: After so long a load is given up, unless its model says otherwise.
         drop: Takes an instance out of the books that came to nothing.
         copies: Where prepared copies are.
+        held: Has the workers of a kind running as long as the block lasts.
     """
 
     ledger: Ledger
@@ -59,6 +67,7 @@ class Creator:
     timeout_s: float
     drop: Callable[[Instance, InstanceEvent], None]
     copies: CopySource = field(default_factory=NoCopies)
+    held: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     _worker_came: asyncio.Event = field(default_factory=asyncio.Event)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _given_up: set[Revision] = field(default_factory=set)
@@ -71,9 +80,13 @@ class Creator:
         """
         revision = load.revision
         await self.catalog.prepare(revision)
-        copy = await self.copies.find(revision)
-        if copy is not None and await self._from_copy(load, copy):
-            return
+        with self.held(revision.kind):
+            copy = await self.copies.find(revision)
+            if copy is None or not await self._from_copy(load, copy):
+                await self._from_files(load)
+
+    async def _from_files(self, load: Load) -> None:
+        revision = load.revision
         is_lost = False
         while True:
             failures = len(load.failed_on)
@@ -102,12 +115,13 @@ class Creator:
         """Loads a prepared copy; False if the model itself has to be."""
         revision = load.revision
         try:
-            await self._once(load, copy)
+            await self._despite_a_loss(load, copy)
             return True
         except (ResourceExhausted, Cancelled, LoadTimedOut):
             raise
-        except WorkerLost:
-            self.copies.failed(revision, copy, lost=True)
+        except WorkerLost as lost:
+            if await lost.suspects():
+                self.copies.failed(revision, copy, lost=True)
         except WorkerEnded:
             raise
         except RoostError:
@@ -115,6 +129,16 @@ class Creator:
                 raise
             self.copies.failed(revision, copy, lost=False)
         return False
+
+    async def _despite_a_loss(self, load: Load, copy: Copy) -> None:
+        """Loads a prepared copy, once more if the worker was lost and the copy can't be the reason."""
+        try:
+            return await self._once(load, copy)
+        except WorkerLost as lost:
+            if await lost.suspects():
+                raise
+        log.warning("the worker that loaded %s was lost: it is tried once more", load.revision.key)
+        await self._once(load, copy)
 
     async def _once(self, load: Load, copy: Copy | None = None) -> None:
         revision = load.revision
@@ -139,8 +163,15 @@ class Creator:
         await self.catalog.remember(revision, learned)
 
     async def _workers_up(self, load: Load) -> list[Worker]:
-        while not (workers := self._ranked(load)):
-            await self._worker_came.wait()
+        if workers := self._ranked(load):
+            return workers
+        timeout_s = self._timeout_s(load.revision)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not (workers := self._ranked(load)):
+                    await self._worker_came.wait()
+        except TimeoutError:
+            raise Unavailable(f"no worker that may load it was up within {timeout_s:g} s, see the log") from None
         return workers
 
     def _ranked(self, load: Load) -> list[Worker]:
@@ -171,9 +202,11 @@ class Creator:
         try:
             signature = await self._create(load, instance)
             revision.describe(effective_signature(revision.description, signature))
+            if instance.own_bytes:
+                await self._weigh(instance)
         except WorkerEnded:
             raise
-        except InvalidArgument:
+        except (InvalidArgument, _TooLarge):
             if await discard(instance):
                 self.drop(instance, InstanceEvent.FAILED)
             raise
@@ -185,9 +218,24 @@ class Creator:
         self._finish(load, instance, time.monotonic() - started)
         return signature
 
+    async def _weigh(self, instance: Instance) -> None:
+        """Notes what an instance takes whose own processes say so; one that is too large is not kept.
+
+        Raises:
+            ResourceExhausted: If it takes more than the budget. Its next load is refused before it begins.
+        """
+        revision, limit_bytes = instance.revision, self.ledger.limits.private_bytes
+        revision.measured = _with_own(revision.measured, instance.own_bytes)
+        await self.catalog.remember_size(revision)
+        if instance.own_bytes > limit_bytes:
+            raise _TooLarge(
+                f"model '{revision.key.name}' version {revision.key.version} takes {format_bytes(instance.own_bytes)}, "
+                f"more than the {format_bytes(limit_bytes)} that the memory budget has for it"
+            )
+
     async def _create(self, load: Load, instance: Instance) -> Signature:
         revision = load.revision
-        timeout_s = revision.description.policy.load_timeout_s or self.timeout_s
+        timeout_s = self._timeout_s(revision)
         # Given up twice in a row, a load that takes longer than anybody waits would never come to its end.
         may_be_given_up = revision not in self._given_up or revision.retired
         try:
@@ -201,6 +249,9 @@ class Creator:
             raise
         self._given_up.discard(revision)
         return signature
+
+    def _timeout_s(self, revision: Revision) -> float:
+        return revision.description.policy.load_timeout_s or self.timeout_s
 
     def _finish(self, load: Load, instance: Instance, load_s: float) -> None:
         revision, now = instance.revision, time.monotonic()
@@ -222,3 +273,9 @@ class Creator:
             format_bytes(instance.figures.private_bytes),
         )
         self.room.changed()  # it may be what another load has to wait for
+
+
+def _with_own(known: Measured | None, own_bytes: int) -> Measured:
+    """What is known of an instance whose own processes took so much just now; it may have taken more before."""
+    most_bytes = max(own_bytes, known.figures.private_bytes if known is not None else 0)
+    return Measured(Figures(most_bytes), 0.0, most_bytes)

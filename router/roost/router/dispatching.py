@@ -7,27 +7,24 @@ that arrive together share their first batch, and nothing waits for anything.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from roost.core.errors import DeadlineExceeded, Limit, RoostError
+from roost.core.errors import DeadlineExceeded, RoostError
 from roost.core.requests import Done, InferRequest
 from roost.router.batching import Dispatch, WaitUntil, plan
-from roost.router.deadlines import Deadlines
+from roost.router.choosing import free_instance, is_short
+from roost.router.expiry import Expiry, last_moment, too_late
 from roost.router.intake import Taken
 from roost.router.pace import Cautious
 from roost.router.pending import Pending
 from roost.router.queues import Queues
-from roost.router.revision import Instance, Revision
+from roost.router.revision import Revision
 from roost.router.runs import Runs
 from roost.router.states import READY
 from roost.router.stats import ModelStats, Stats
 from roost.router.streams import ResponseStream
-from roost.router.worker import SHORT_S, Worker
-
-_WORTH_WAITING = 2.0
-"""A copy that is free now is passed over for one that will be free before, if that is expected so many times sooner."""
+from roost.router.worker import Worker
 
 
 class Dispatcher:
@@ -60,8 +57,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._soon: list[Revision] = []
         self.contended: dict[Revision, None] = {}
-        self._deadlines = Deadlines()
-        self._timer: asyncio.TimerHandle | None = None
+        self._expiry = Expiry(queues, runs)
 
     def begin_use(self, revision: Revision) -> None:
         """A revision gets its first request: what is said of its version starts anew."""
@@ -111,13 +107,7 @@ class Dispatcher:
         pending = Pending(self, revision, request, done, taken, now, stream, recorded)
         if not is_plain:
             queues.apply_policy(pending, now)
-            if now >= pending.deadline:
-                raise DeadlineExceeded("the deadline passed before the request was queued")
-        rows_ahead = revision.queued_rows
-        if (
-            rows_ahead
-            and revision.pace.single_s * (rows_ahead + 2 * revision.limits.max_rows + 2) > pending.deadline - now
-        ):
+        if revision.queued_rows:
             queues.refuse_hopeless(pending, now)
         if not context.queued:
             context.queued = now
@@ -125,12 +115,9 @@ class Dispatcher:
         if revision.in_order is not None:
             revision.in_order.append(pending)
         if pending.leave_by - 2 * revision.pace.single_s < revision.look_at:
-            self._watch(revision, _last_moment(pending, now))
+            self._expiry.watch(revision, last_moment(pending, now))
         if not revision.pumping:
-            revision.pumping = True
-            if not self._soon:
-                self._loop.call_soon(self._pump_soon)
-            self._soon.append(revision)
+            self._pump_at_end_of_turn(revision)
         return pending
 
     def abandon(self, pending: Pending) -> None:
@@ -165,13 +152,19 @@ class Dispatcher:
 
     def forget(self, revision: Revision) -> None:
         """A revision is of no use to anybody any more."""
-        self._deadlines.forget(revision)
+        self._expiry.forget(revision)
 
     def again(self, requests: Sequence[Pending]) -> None:
         """Requests that were sent wait again, in front of others that are due at the same time."""
         for pending in requests:
             pending.batch = None
         self._queues.put_back(requests)
+
+    def _pump_at_end_of_turn(self, revision: Revision) -> None:
+        revision.pumping = True
+        if not self._soon:
+            self._loop.call_soon(self._pump_soon)
+        self._soon.append(revision)
 
     def _pump_soon(self) -> None:
         soon, self._soon = self._soon, []
@@ -186,7 +179,7 @@ class Dispatcher:
         queue, queues, now = revision.queue, self._queues, time.monotonic()
         late: list[Pending] = []
         while queue:
-            instance = self._free_instance(revision, now)
+            instance = free_instance(revision, now)
             pace = Cautious(revision.pace, revision.caution(now)) if revision.pace.is_known(now) else None
             decision = plan(queue, now, 0 if instance is None else 1, revision.limits, pace)
             if decision.late:
@@ -194,7 +187,7 @@ class Dispatcher:
             if type(decision) is Dispatch and instance is not None:
                 batch = self._runs.begin(instance, queues.take(revision, decision.requests), now)
                 if batch.deadline < revision.look_at:
-                    self._watch(revision, batch.deadline)
+                    self._expiry.watch(revision, batch.deadline)
                 if once:
                     break
                 continue
@@ -209,7 +202,7 @@ class Dispatcher:
         else:
             self._emptied(revision, now)
         for pending in late:  # last, since whoever is told may send the next request at once
-            self._runs.settle(pending, _too_late(pending))
+            self._runs.settle(pending, too_late(pending))
 
     def _emptied(self, revision: Revision, now: float) -> None:
         if revision.claimed:
@@ -240,32 +233,10 @@ class Dispatcher:
             if not waiting or not worker.takes(0.0, now):
                 break
             turn = next(iter(waiting))
-            if not worker.has_slot and not _is_short(turn, now):
+            if not worker.has_slot and not is_short(turn, now):
                 break  # it keeps its turn, and gets the next slot
             del waiting[turn]
             self.pump(turn, once=True)
-
-    def _free_instance(self, revision: Revision, now: float) -> Instance | None:
-        """The instance that can take the next batch with the least to wait for, if any can.
-
-        None as well if it is worth waiting for one that can't yet: a slot of a worker is of little use while that is
-        busy for long with others, or hangs.
-        """
-        instances = revision.instances
-        if len(instances) == 1:  # nearly always
-            only = instances[0]
-            return only if only.state is READY and _has_room(only, now) else None
-        best: Instance | None = None
-        best_s = soonest_s = math.inf
-        for instance in instances:
-            if instance.state is not READY or instance.worker.recycling:
-                continue
-            wait_s = instance.worker.wait_s(now)
-            if not _has_room(instance, now):
-                soonest_s = min(soonest_s, wait_s)
-            elif wait_s < best_s:
-                best, best_s = instance, wait_s
-        return best if best_s <= SHORT_S or best_s <= _WORTH_WAITING * soonest_s else None
 
     def _wake_at(self, revision: Revision, until: float, now: float) -> None:
         """Looks again when the oldest request has waited long enough for others."""
@@ -277,117 +248,3 @@ class Dispatcher:
         revision.waker = None
         if revision.queue:
             self.pump(revision)
-
-    def _overdue(self, revision: Revision, now: float) -> list[Pending]:
-        """Takes out what has waited too long; puts behind the others what may wait on."""
-        overdue: list[Pending] = []
-        for pending in list(revision.queue):
-            if _last_moment(pending, now) > now:
-                if revision.policy.is_plain:
-                    break  # all behind it have more time
-                continue
-            self._queues.remove(pending)
-            policy = revision.policy.policy_of(pending.level)
-            if policy is not None and policy.delays and pending.lane % 2 == 0 and pending.deadline > now:
-                pending.lane += 1
-                pending.leave_by = pending.deadline
-                self._queues.put(pending)
-            else:
-                overdue.append(pending)
-        return overdue
-
-    def _watch(self, revision: Revision, due: float) -> None:
-        if self._deadlines.watch(revision, due):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._arm()
-
-    def _arm(self) -> None:
-        next_s = self._deadlines.next_s()
-        self._timer = None
-        if next_s < math.inf:
-            self._timer = self._loop.call_later(max(0.0, next_s - time.monotonic()), self._deadlines_came)
-
-    def _deadlines_came(self) -> None:
-        now = time.monotonic()
-        self._timer = None
-        for revision in self._deadlines.due(now):
-            assert isinstance(revision, Revision)
-            self._expire(revision, now)
-        if self._timer is None:
-            self._arm()
-
-    def _expire(self, revision: Revision, now: float) -> None:
-        """Ends what can't be answered in time, and looks when to do so next."""
-        was_resident = revision.resident()
-        overdue = self._overdue(revision, now)
-        running: list[Pending] = []
-        next_s = min((_last_moment(pending, now) for pending in _first_of(revision)), default=math.inf)
-        for instance in revision.instances:
-            for batch in instance.runs:
-                if batch.deadline <= now:
-                    late = [pending for pending in batch.requests if not pending.settled and pending.deadline <= now]
-                    left = [p.deadline for p in batch.requests if not p.settled and p.deadline > now]
-                    batch.deadline = min(left, default=math.inf)
-                    running += late
-                next_s = min(next_s, batch.deadline)
-        for pending in revision.in_order or ():
-            if pending.outcome is not None:  # its run is over, but it waits for those before it
-                if pending.deadline <= now:
-                    running.append(pending)
-                else:
-                    next_s = min(next_s, pending.deadline)
-        if next_s < math.inf:
-            self._watch(revision, max(next_s, now))
-        for pending in overdue:
-            self._runs.settle(pending, _too_late(pending, "it waited" if was_resident else "its model was loading"))
-        for pending in running:
-            text = "Request timeout expired while it was running"
-            self._runs.settle(pending, DeadlineExceeded(text, limit=Limit.RUN_DEADLINE))
-            self._runs.leave(pending)
-
-
-def _has_room(instance: Instance, now: float) -> bool:
-    """Whether an instance takes a batch of what waits.
-
-    One that batches has as many batches as its configuration says, and one more if that is at least as large as the
-    one that runs and will be over in an instant: then the device does not wait for the router in between.
-    """
-    revision, worker, runs = instance.revision, instance.worker, instance.runs
-    waiting, limit = revision.queued_rows, revision.limits.max_rows
-    if limit <= 1:
-        waiting = 1
-    elif len(runs) >= revision.policy.instances:
-        if len(runs) > revision.policy.instances or waiting < min(limit, runs[-1].rows):
-            return False
-        pace = revision.pace
-        if now - instance.turn_at > SHORT_S or not pace.is_known(now) or pace.estimate(min(waiting, limit)) > SHORT_S:
-            return False
-    if worker.has_slot:
-        return True
-    if not _is_short(next(iter(worker.waiting), revision), now):
-        return False  # whose turn it is would wait for ever if others were always there before a slot is free
-    pace = revision.pace
-    return pace.is_known(now) and worker.takes(pace.estimate(min(waiting, max(1, limit))), now)
-
-
-def _is_short(revision: Revision, now: float) -> bool:
-    """Whether its next batch may wait in a worker, as it will be over in an instant."""
-    limit, pace = revision.limits.max_rows, revision.pace
-    return pace.is_known(now) and pace.estimate(min(revision.queued_rows, limit) if limit > 1 else 1) <= SHORT_S
-
-
-def _last_moment(pending: Pending, now: float) -> float:
-    """When a request that waits has to go to its run at the latest."""
-    revision, pace = pending.revision, pending.revision.pace
-    run_s = pace.estimate(pending.rows) * revision.caution(now) if pace.is_known(now) else 0.0
-    return min(pending.leave_by, pending.deadline - run_s)
-
-
-def _first_of(revision: Revision) -> Iterable[Pending]:
-    """Those of a queue among which the one is that has to go first."""
-    return revision.queue[:1] if revision.policy.is_plain else revision.queue
-
-
-def _too_late(pending: Pending, where: str = "it waited") -> DeadlineExceeded:
-    return DeadlineExceeded(f"Request timeout expired while {where}", limit=Limit.DEADLINE)

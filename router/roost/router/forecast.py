@@ -7,8 +7,13 @@ it is expected to.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from roost.router.loads import Load, LoadPriority
+
+_Class: TypeAlias = tuple[LoadPriority, int]
+"""Priority of a load, and of its model, negated: what has a lower one goes first."""
 
 _SHARES = 0.2, 1 / 64
 """How much of what is typical comes from the last load: the lower of two means counts. One slow load among many quick
@@ -26,9 +31,8 @@ class Forecast:
         self._turns = turns
         self._means_s = [0.0, 0.0]
         self._typical_s = 0.0
-        self._waiting: dict[Load, tuple[LoadPriority, float]] = {}
-        self._waiting_s = dict.fromkeys(LoadPriority, 0.0)  # of those of which something is known
-        self._unknown = dict.fromkeys(LoadPriority, 0)
+        self._waiting: dict[Load, tuple[_Class, float]] = {}
+        self._lines: dict[_Class, _Line] = {}
         self._ends_at: dict[Load, float] = {}
         self._blocked: Load | None = None
         self._blocked_until = -math.inf
@@ -36,15 +40,16 @@ class Forecast:
     def add(self, load: Load, now: float) -> None:
         """A load is asked for, or has become more urgent."""
         self._remove(load)
-        load.expected_at = self._begins_at(load.priority, now) + load.expected_s
-        self._waiting[load] = load.priority, load.expected_s
-        self._waiting_s[load.priority] += load.expected_s
-        self._unknown[load.priority] += not load.expected_s
+        class_ = load.priority, -load.importance
+        load.expected_at = self._begins_at(class_, now) + load.expected_s
+        self._waiting[load] = class_, load.expected_s
+        self._lines.setdefault(class_, _Line()).add(load.expected_s)
 
     def look_again(self, load: Load, now: float) -> None:
         """What was expected when a load was asked for may have been too much: at most all others that wait go first."""
-        if load in self._waiting:
-            others_s = self._begins_at(load.priority, now, without=load) + load.expected_s
+        found = self._waiting.get(load)
+        if found is not None:
+            others_s = self._begins_at(found[0], now, without=load) + load.expected_s
             load.expected_at = min(load.expected_at, others_s)
 
     def blocked(self, load: Load, until: float) -> None:
@@ -76,13 +81,12 @@ class Forecast:
             self._means_s[place] += (load_s - self._means_s[place]) * share
         self._typical_s = min(self._means_s)
 
-    def _begins_at(self, priority: LoadPriority, now: float, without: Load | None = None) -> float:
+    def _begins_at(self, class_: _Class, now: float, without: Load | None = None) -> float:
+        """When a load of some class begins if all before it go first, and of models that are worth less none does."""
         begins_at = max(now, self._blocked_until)
         if len(self._ends_at) >= self._turns:
             begins_at = max(begins_at, min(self._ends_at.values()))
-        unknown = sum(count for other, count in self._unknown.items() if other <= priority)
-        ahead_s = sum(work_s for other, work_s in self._waiting_s.items() if other <= priority)
-        ahead_s += unknown * self._typical_s
+        ahead_s = sum(line.takes_s(self._typical_s) for other, line in self._lines.items() if other <= class_)
         if without is not None:
             ahead_s -= without.expected_s or self._typical_s
         return begins_at + max(0.0, ahead_s) / self._turns
@@ -90,8 +94,41 @@ class Forecast:
     def _remove(self, load: Load) -> None:
         found = self._waiting.pop(load, None)
         if found is not None:
-            priority, work_s = found
-            self._unknown[priority] -= not work_s
-            self._waiting_s[priority] = self._waiting_s[priority] - work_s if self._waiting else 0.0
+            class_, work_s = found
+            line = self._lines[class_]
+            line.remove(work_s)
+            if not line.loads:
+                del self._lines[class_]
         if load is self._blocked:
             self._blocked, self._blocked_until = None, -math.inf
+
+
+@dataclass(slots=True)
+class _Line:
+    """Loads of one class that wait.
+
+    Attributes:
+        loads: How many they are.
+        unknown: Of how many nothing is known.
+        known_s: How long the others are expected to take together.
+    """
+
+    loads: int = 0
+    unknown: int = 0
+    known_s: float = 0.0
+
+    def add(self, expected_s: float) -> None:
+        """One more; 0 if nothing is known of it."""
+        self.loads += 1
+        self.unknown += not expected_s
+        self.known_s += expected_s
+
+    def remove(self, expected_s: float) -> None:
+        """One less."""
+        self.loads -= 1
+        self.unknown -= not expected_s
+        self.known_s -= expected_s
+
+    def takes_s(self, typical_s: float) -> float:
+        """How long all of them are expected to take, one after the other."""
+        return self.known_s + self.unknown * typical_s

@@ -61,6 +61,7 @@ class Inference:
         self._renew = renew
         self._random = random.Random()
         mesh.when_unloadable = self._elsewhere
+        mesh.calls.infer = self.infer
 
     def begin(self, request: InferRequest, done: Done, *, in_regions: bool = False) -> Ticket | None:
         """Takes a request that needs nothing but its run; see ``DataPlane``.

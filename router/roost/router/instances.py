@@ -11,6 +11,8 @@ from typing import Any
 from roost.core.errors import Cancelled, RoostError, Unavailable
 from roost.core.frames import FrameType
 from roost.core.tensors import Signature
+from roost.registry_client.load_options import load_options
+from roost.router.ends import End
 from roost.router.link import LinkLost
 from roost.router.loads import Load
 from roost.router.revision import Instance
@@ -28,7 +30,20 @@ class WorkerEnded(Unavailable):
 
 
 class WorkerLost(WorkerEnded):
-    """The worker was lost for a reason of its own; another may do the load."""
+    """The worker was lost for a reason of its own; another may do the load.
+
+    Args:
+        message: What happened, as far as it is known yet.
+        reaped: Gets why, once its process has ended.
+    """
+
+    def __init__(self, message: str, reaped: asyncio.Future[End]) -> None:
+        super().__init__(message)
+        self._reaped = reaped
+
+    async def suspects(self) -> bool:
+        """Whether what it loaded may have been the reason, which is known once its process has ended."""
+        return (await asyncio.shield(self._reaped)).suspects
 
 
 class LoadTimedOut(Unavailable):
@@ -51,8 +66,9 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
         RoostError: If the runtime can't load it.
     """
     revision, worker = instance.revision, instance.worker
-    link = worker.link
+    link, reaped = worker.link, worker.reaped
     assert link is not None
+    assert reaped is not None
     number = link.next_number()
     if may_be_given_up:
         load.cancel = partial(link.send_cancel, number)
@@ -66,7 +82,7 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
         worker.kill()
         raise WorkerEnded(f"it did not load within {timeout_s:g} s") from None
     except LinkLost as error:
-        raise WorkerLost(f"its worker was lost while loading: {error.message}") from None
+        raise WorkerLost(f"its worker was lost while loading: {error.message}", reaped) from None
     except Cancelled:
         if time.monotonic() < late_at:
             raise
@@ -75,12 +91,14 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
         late.cancel()
         load.cancel = None
     if instance.state is InstanceState.GONE:
-        raise WorkerLost("its worker was lost just after loading")
+        raise WorkerLost("its worker was lost just after loading", reaped)
+    instance.own_bytes = int(reply.get("instance_bytes", 0))
     return Signature.from_json(reply["signature"])
 
 
 def _load_payload(instance: Instance) -> dict[str, Any]:
-    description, artifact, copy = instance.revision.description, instance.revision.artifact, instance.copy
+    revision, copy = instance.revision, instance.copy
+    description, artifact = revision.description, revision.artifact
     assert artifact is not None
     return {
         "instance": instance.id,
@@ -88,7 +106,7 @@ def _load_payload(instance: Instance) -> dict[str, Any]:
         "path": artifact.path if copy is None else copy.path,
         "root": artifact.root if copy is None else copy.root,
         "prepared": copy is not None,
-        "options": dict(description.options),
+        "options": load_options(description, revision.key.version, allow_code=revision.may_bring_code),
     }
 
 

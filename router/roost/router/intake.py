@@ -30,7 +30,8 @@ class Intake:
 
     A request passes the quick way if it is exactly of a kind that passed the full check: inputs in the model's order,
     without optional ones, of fixed-size elements, each of a shape that was seen before, bytes of that size,
-    no parameters. Everything else goes the long way, which knows what is wrong.
+    no parameters, and no outputs that are only for those who ask. Everything else goes the long way, which knows what
+    is wrong.
 
     Args:
         contract: The full check.
@@ -39,6 +40,7 @@ class Intake:
 
     __slots__ = (
         "_batches",
+        "_datatypes",
         "_fixed",
         "_inputs",
         "_large",
@@ -57,9 +59,10 @@ class Intake:
         self._large_from_rows = min((self._large_from(spec) for spec in contract.signature.outputs), default=math.inf)
         specs = contract.signature.inputs
         self._inputs: list[tuple[str, str, dict[Shape, tuple[int, int, Shape]]]] = []
-        self._outputs = {spec.name for spec in contract.signature.outputs}
+        self._outputs = {spec.name for spec in contract.signature.outputs if not spec.optional}
         self._fixed = {spec.name for spec in specs if -1 not in spec.shape[1:]}
         self._places = {spec.name: place for place, spec in enumerate(specs)}
+        self._datatypes = {spec.name: spec.datatype for spec in specs}
         if all(DATATYPES[spec.datatype].itemsize and spec.datatype != "BOOL" for spec in specs):
             self._inputs = [(spec.name, spec.datatype, {}) for spec in specs]
 
@@ -99,7 +102,12 @@ class Intake:
             known = tuple(self._large_outputs(rows))
             if len(self._large) < MAX_SHAPES:
                 self._large[rows] = known
-        return known if not wanted or not known else [output for output in known if output.name in wanted]
+        if not wanted or not known:
+            return known if len(self._outputs) == len(self.contract.signature.outputs) else self._by_default(known)
+        return [output for output in known if output.name in wanted]
+
+    def _by_default(self, outputs: Sequence[WireTensor]) -> Sequence[WireTensor]:
+        return [output for output in outputs if output.name in self._outputs]
 
     def _large_from(self, spec: TensorSpec) -> float:
         """The fewest rows with which an output is large; infinity if that can't be said."""
@@ -132,6 +140,10 @@ class Intake:
             tail = self._tail(tensor)
             key = (key, tail) if tail else key
         names = tuple(tensor.name for tensor in inputs)
+        # Others in a batch with one who asks for more, or sends other numbers, would get or be something else.
+        more = tuple(output.name for output in request.outputs if output.name not in self._outputs)
+        others = tuple(tensor.datatype for tensor in inputs if tensor.datatype != self._datatypes[tensor.name])
+        key = (key, more, others) if more or others else key
         if len(names) != len(self._places) or request.parameters:
             key = (key, names, tuple((name, type(v), v) for name, v in sorted(request.parameters.items())))
         return rows.pop(), key, nbytes
@@ -145,7 +157,7 @@ class Intake:
         if len(inputs) != len(self._inputs):
             return
         for tensor, (name, datatype, shapes) in zip(inputs, self._inputs, strict=True):
-            if tensor.name != name:
+            if tensor.name != name or tensor.datatype != datatype:
                 return
             shape = tensor.shape
             if len(shapes) >= MAX_SHAPES:

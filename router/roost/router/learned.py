@@ -50,11 +50,13 @@ class Measured:
         figures: Of memory, once it was loaded and had run.
         load_s: How long its load took; 0 if that was not measured.
         peak_bytes: The most private memory that it took at any time of its load; 0 if that was not measured.
+        run_bytes: What a run takes beside that while it lasts, for each row; 0 if that was not measured.
     """
 
     figures: Figures
     load_s: float = 0.0
     peak_bytes: int = 0
+    run_bytes: int = 0
 
 
 class Learned:
@@ -135,7 +137,7 @@ class Learned:
             self._measured[key] = measured
         figures = measured.figures
         numbers = [figures.private_bytes, figures.mapped_bytes, figures.mappings]
-        self._put(key, _json([*numbers, measured.load_s, measured.peak_bytes]))
+        self._put(key, _json([*numbers, measured.load_s, measured.peak_bytes, measured.run_bytes]))
 
     def get_prepared(self, digest: str, conditions: str) -> dict[str, Any] | None:
         """What came of preparing an artifact, in the words of whoever put it, else None."""
@@ -229,9 +231,9 @@ def _proof_of(value: bytes) -> Proof:
 
 
 def _measured_of(value: bytes) -> Measured:
-    private_bytes, mapped_bytes, mappings, load_s, peak_bytes = json.loads(value)
+    private_bytes, mapped_bytes, mappings, load_s, peak_bytes, *later = json.loads(value)
     figures = Figures(int(private_bytes), int(mapped_bytes), int(mappings))
-    return Measured(figures, float(load_s), int(peak_bytes))
+    return Measured(figures, float(load_s), int(peak_bytes), *map(int, later))
 
 
 def _object_of(value: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from roost.core import frames
 from roost.core.errors import Internal, ResourceExhausted, RoostError, Unavailable, error_of
 from roost.core.frames import Credit, FrameError, FrameType, Header, Run, WireTensor
-from roost.core.tensors import Buffer
+from roost.core.tensors import Buffer, Tensor
 from roost.router.admission import AnswerMemory, ByteBudget
 from roost.router.arena import Arena
 from roost.router.places import ARENA_FROM_BYTES, Places
@@ -66,6 +66,9 @@ class Link(Protocol):
     def send_credit(self, number: int, credit: Credit) -> None:
         """Lets the stream of a run go on."""
 
+    def send_answer(self, number: int, answer: Sequence[Tensor] | RoostError) -> None:
+        """Answers a call of a model: the outputs of the one that it asked, or why there are none."""
+
     async def call(self, type_: FrameType, payload: dict[str, Any], *, number: int | None = None) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
 
@@ -102,6 +105,9 @@ class LinkListener(Protocol):
 
     def on_response_refused(self, run: int, error: RoostError) -> None:
         """There was no memory for a response of a stream, which goes on."""
+
+    def on_call(self, number: int, call: frames.Call | None) -> None:
+        """A model asks another one; None: it does not wait for the answer any more."""
 
     def on_lost(self, link: Link) -> None:
         """The worker is gone, or talks nonsense; called once."""
@@ -182,6 +188,13 @@ class WorkerLink(asyncio.BufferedProtocol):
     def send_credit(self, number: int, credit: Credit) -> None:
         """Lets the stream of a run go on; one that has ended meanwhile is fine."""
         self._write([frames.credit_frame(number, credit)])
+
+    def send_answer(self, number: int, answer: Sequence[Tensor] | RoostError) -> None:
+        """Answers a call of a model; what is large is not copied, and stays as it is until it is written."""
+        if isinstance(answer, RoostError):
+            self._write([frames.error_frame(number, answer.code, answer.message)])
+        else:
+            self._write(frames.response_buffers(number, answer, frames.StepTimes()))
 
     async def call(self, type_: FrameType, payload: dict[str, Any], *, number: int | None = None) -> dict[str, Any]:
         """Sends a control request and waits for its answer; cancelling it tells the worker so.
@@ -353,6 +366,10 @@ class WorkerLink(asyncio.BufferedProtocol):
                 self._on_error(header.request, error_of(*frames.parse_error(payload)))
             case FrameType.HELLO:
                 self._listener.on_hello(frames.parse_control(payload))
+            case FrameType.CALL:
+                self._listener.on_call(header.request, frames.parse_call(payload))
+            case FrameType.CANCEL:
+                self._listener.on_call(header.request, None)
             case _:
                 log.debug("a worker sent a %s frame, which is not used yet", header.type.name)
 

@@ -9,35 +9,21 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from roost.core.errors import (
-    Cancelled,
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    Limit,
-    NotFound,
-    ResourceExhausted,
-    RoostError,
-    Unavailable,
-)
+from roost.core.errors import Cancelled, Internal, Limit, RoostError, Unavailable
 from roost.router.catalog import Catalog
 from roost.router.creating import Creator
-from roost.router.failures import Fault, failure_error, next_failure
-from roost.router.instances import unload
+from roost.router.load_failures import LoadFailures
 from roost.router.loads import Load, LoadPriority, Outcome
 from roost.router.placement import Ledger
 from roost.router.prepared import CopySource
-from roost.router.revision import Instance, Revision
+from roost.router.revision import Revision
 from roost.router.room import Room
-from roost.router.spread import Unplaceable
-from roost.router.states import InstanceEvent, InstanceState
+from roost.router.states import InstanceState
 from roost.router.stats import Stats
+from roost.router.unloading import Unloader
 from roost.router.worker import Worker
 
 log = logging.getLogger(__name__)
-
-FILES_LOOKED_AT_EVERY_S = 1.0
-_ARTIFACT_ERRORS = (InvalidArgument, NotFound, FailedPrecondition)
 
 
 class Loader:
@@ -70,7 +56,6 @@ class Loader:
         on_late: Callable[[Revision, float, RoostError], bool],
     ) -> None:
         self._ledger = ledger
-        self._workers = workers
         for worker in workers:
             worker.account = ledger.account_of(worker.id)
         self._catalog = catalog
@@ -78,10 +63,16 @@ class Loader:
         self._group = group
         self._on_outcome = on_outcome
         self._on_late = on_late
-        self.room = Room(ledger, self._make_room, turns=concurrency, delayed=self._refuse_late)
-        self.creator = Creator(ledger, workers, catalog, stats, self.room, timeout_s, self._drop)
+        unloader = Unloader(ledger, workers, stats, self._start, lambda: self.room.changed(), self._let_go)
+        self.room = Room(ledger, unloader.make_room, turns=concurrency, delayed=self._refuse_late)
+        self.creator = Creator(ledger, workers, catalog, stats, self.room, timeout_s, unloader.drop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._failures = LoadFailures(catalog, stats)
+        self.check = self._failures.check
+        self.evict, self.evict_idle, self.drop_copy = unloader.evict, unloader.evict_idle, unloader.drop_copy
+        self.retire_copy = unloader.retire_copy
+        self.worker_went, self.worker_reaped = unloader.worker_went, unloader.worker_reaped
         self.when_gone: Callable[[Revision], None] = lambda _: None
         """Told of each retired revision that nothing is left of."""
 
@@ -171,12 +162,13 @@ class Loader:
             if load.urge(priority, older_than, kept=kept):
                 self.room.urged(load)
             return load.future
-        load = Load(revision, asyncio.get_running_loop().create_future(), priority, older_than, kept)
+        now, importance = time.monotonic(), revision.description.policy.priority
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        load = Load(revision, future, priority, older_than, kept, since=now, importance=importance)
         revision.load = load
         if self._stopped:
             self._settle(load, _stopping())
             return load.future
-        now = time.monotonic()
         load.expected_s = self._stats.expected_load_s(revision.key.name, revision.key.version, now)
         self.room.forecast.add(load, now)
         task = self._start(self._load(load))
@@ -210,18 +202,6 @@ class Loader:
         if idle:
             self.room.changed()
 
-    def drop_copy(self, instance: Instance) -> None:
-        """Takes out one instance: at once if nobody leases it, else it gets no more batches and goes after its last."""
-        if instance.state is InstanceState.READY:
-            self._evict_or_drain(instance)
-
-    def _evict_or_drain(self, instance: Instance) -> None:
-        if instance.leases:
-            instance.advance(InstanceEvent.DRAIN)
-            self._ledger.leaving(instance.id)
-        else:
-            self.evict(instance)
-
     def stop(self) -> None:
         """Gives up all loads and unloads; the workers end next."""
         self._stopped = True
@@ -234,39 +214,6 @@ class Loader:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    async def check(self, revision: Revision) -> None:
-        """Answers at once for a revision whose load failed lately, unless its files have changed since.
-
-        Raises:
-            Unavailable: With the reason of the failure.
-        """
-        failure, now = revision.failure, time.monotonic()
-        if failure is None or not failure.blocks(now):
-            return
-        if now - revision.failure_checked > FILES_LOOKED_AT_EVERY_S:
-            revision.failure_checked = now
-            if await self._catalog.changed(revision):
-                revision.failure, revision.crashes = None, 0
-                return
-        raise failure_error(revision, failure, now)
-
-    def evict(self, instance: Instance) -> None:
-        """Takes out an instance that nobody leases."""
-        instance.advance(InstanceEvent.EVICT)
-        self._ledger.leaving(instance.id)
-        self._start(self._unload(instance))
-
-    def evict_idle(self, numbers: Sequence[int]) -> None:
-        """Takes out instances that nobody leases, for something else than a load."""
-        self._make_room(numbers, ())
-
-    def retire_copy(self, key: str) -> None:
-        """A prepared copy is damaged: what was loaded from it takes no more batches and goes after its last one."""
-        for worker in self._workers:
-            for instance in list(worker.instances.values()):
-                if instance.copy is not None and instance.copy.key == key:
-                    self.drop_copy(instance)
 
     def sweep(self, revision: Revision) -> None:
         """Takes out what a retired revision still has, as soon as nobody needs it."""
@@ -290,29 +237,6 @@ class Loader:
         """A worker is up."""
         self.creator.worker_came()
 
-    def worker_went(self, worker: Worker) -> None:
-        """A worker takes nothing any more; its memory stays accounted until ``worker_reaped``."""
-        for instance in worker.instances.values():
-            instance.advance(InstanceEvent.WORKER_LOST)
-            self._ledger.leaving(instance.id)
-            if instance in instance.revision.instances:
-                self._take_out(instance)
-
-    def worker_reaped(self, worker: Worker) -> None:
-        """A worker's process has ended: its memory is free."""
-        for instance in worker.instances.values():
-            self._ledger.gone(instance.id)
-        worker.instances.clear()
-        self.room.changed()
-
-    def _make_room(self, idle: Sequence[int], busy: Sequence[int]) -> None:
-        for number in (*idle, *busy):
-            instance = next(w.instances[number] for w in self._workers if number in w.instances)
-            key = instance.revision.key
-            self._stats.of(key.name, key.version).evictions += 1
-            log.debug("%s %s: others need its memory more", "draining" if instance.leases else "evicting", key)
-            self._evict_or_drain(instance)
-
     async def _load(self, load: Load) -> None:
         """The task of one load: whatever happens is that load's outcome and no other's."""
         error: Outcome = _stopping()
@@ -320,10 +244,10 @@ class Loader:
             await self.creator.run(load)
             error = None
         except RoostError as failed:
-            error = self._remember(load.revision, failed)
+            error = self._failures.remember(load.revision, failed)
         except Exception:
             log.exception("loading %s failed", load.revision.key)
-            error = self._remember(load.revision, Internal("an unexpected error, see the server's log"))
+            error = self._failures.remember(load.revision, Internal("an unexpected error, see the server's log"))
         finally:
             self._settle(load, error)
 
@@ -356,47 +280,6 @@ class Loader:
             kept = kept or load.expected_at <= now + load.expected_s
         load.kept = kept
         self.left(load.revision, False)
-
-    def _remember(self, revision: Revision, error: RoostError) -> RoostError:
-        """Keeps a failure and says what the callers are told; want of memory or of a place is not kept."""
-        if isinstance(error, ResourceExhausted | Cancelled | Unplaceable):
-            return error
-        fault = Fault.ARTIFACT if isinstance(error, _ARTIFACT_ERRORS) else Fault.WORKER
-        now = time.monotonic()
-        if revision.resident():  # it serves; whoever wanted another instance decides when to try again
-            log.warning("another instance of %s could not be loaded: %s", revision.key, error.message)
-            self._stats.of(revision.key.name, revision.key.version).load_failures += 1
-            return error
-        if revision.failure is not None and revision.failure.final:
-            return failure_error(revision, revision.failure, now)  # not replaced by one that passes
-        failure = revision.failure = next_failure(revision.failure, error.message, fault, now)
-        revision.failure_checked = now
-        self._stats.of(revision.key.name, revision.key.version).load_failures += 1
-        self._catalog.failed(revision, failure.reason)
-        # What was replaced may have lost its files, and its requests go to what took its place.
-        log.log(
-            logging.DEBUG if revision.retired else logging.ERROR, "loading %s failed: %s", revision.key, failure.reason
-        )
-        return failure_error(revision, failure, now)
-
-    async def _unload(self, instance: Instance) -> None:
-        if await unload(instance):
-            self._drop(instance, InstanceEvent.UNLOADED)
-
-    def _drop(self, instance: Instance, event: InstanceEvent) -> None:
-        """The instance is no more, and its memory is free; if its worker is lost, that is found out at its end."""
-        if instance.state is InstanceState.GONE:
-            return
-        instance.advance(event)
-        del instance.worker.instances[instance.id]
-        self._take_out(instance)
-        self._ledger.gone(instance.id)
-        self.room.changed()
-
-    def _take_out(self, instance: Instance) -> None:
-        instance.revision.instances.remove(instance)
-        instance.revision.cool()
-        self._let_go(instance.revision)
 
 
 def _stopping() -> Unavailable:

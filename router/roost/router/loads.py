@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = RoostError | None
 """How a load went: its error, or None if it went well."""
 
+MOST_AHEAD_S = 5.0
+"""So much earlier a load counts as asked for, or later, for what its model is worth (``roost.priority``). It has a
+limit, since where loads wait all the time those of models that are worth less would else wait for ever."""
+
 _numbers = itertools.count()
 
 
+def ahead_s(importance: int) -> float:
+    """How much earlier a load counts as asked for: half of the most with a priority of 1, more with a higher one."""
+    return MOST_AHEAD_S * importance / (1 + abs(importance))
+
+
 class LoadPriority(IntEnum):
-    """Which load goes first: that of the lowest value, and among equal ones the one that was asked for first."""
+    """Which load goes first: that of the lowest value. Among equal ones see ``Load.rank``."""
 
     REQUEST = 0  # an inference request or a load call waits for it
     LOOK = 1  # somebody waits for what the model says of itself
@@ -41,12 +50,14 @@ class Load:
         priority: How urgent it is; it only grows.
         older_than: Only instances last used before this may be evicted for it.
         kept: Whether it is wanted even though nobody waits for it.
+        since: When it was asked for.
+        importance: The priority of its model then.
         expected_s: How long the worker is expected to take for it; 0 if nothing is known.
         expected_at: When it is expected to be over, as far as that is known; minus infinity if it is not.
         asked_at: When a request asked for it that could not wait for its end; minus infinity if there was none.
         cancel: Tells the worker that has begun with it that nobody wants it any more.
         failed_on: Where it has failed for a reason that may be the worker's: id and epoch.
-        number: Its place among loads of the same priority.
+        number: Tells those apart that were asked for at the same time.
     """
 
     revision: Revision
@@ -54,6 +65,8 @@ class Load:
     priority: LoadPriority = LoadPriority.REQUEST
     older_than: float = math.inf
     kept: bool = False
+    since: float = 0.0
+    importance: int = 0
     expected_s: float = 0.0
     expected_at: float = -math.inf
     asked_at: float = -math.inf
@@ -63,9 +76,9 @@ class Load:
     _callers: dict[asyncio.Future[Outcome], float] = field(default_factory=dict)
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Loads go in the order of their ranks."""
-        return self.priority, self.number
+    def rank(self) -> tuple[int, float, int]:
+        """Loads go in the order of their ranks: of equal priority those of models that are worth more, but for ages."""
+        return self.priority, self.since - ahead_s(self.importance), self.number
 
     @property
     def wanted(self) -> bool:

@@ -20,7 +20,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from cachetools import LRUCache
 from roost.core.figures import Figures
 from roost.core.units import format_bytes
-from roost.router.background import LOOK_EVERY_S, Attempts, Background, due_in_s, first_due
+from roost.registry_client.load_options import load_options
+from roost.router.background import Attempts, Background
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
 from roost.router.placement import Ledger
@@ -114,22 +115,14 @@ class Measuring:
     async def run(self) -> None:
         """Measures what was loaded, one model after another, until cancelled."""
         async with self._background.used():
-            await self._background.repeat(self._step, self._give_up)
+            await self._background.repeat(partial(self._background.step, self._queue, self._do), self._give_up)
 
     def _give_up(self) -> None:
         log.exception("measuring models failed: those that waited for it stay accounted with estimates")
         self._queue.clear()
 
-    async def _step(self) -> float:
-        """Does the next piece of work if that is possible; else says how long to wait for a change."""
-        if self._background.interrupted:
-            await self._background.end(at_once=True)
-        now = time.monotonic()
-        key = first_due(self._queue, now)
-        if key is None:
-            await self._background.end()
-            return due_in_s(self._queue, now)
-        work = self._queue[key]
+    async def _do(self, key: Key, work: _Work) -> bool:
+        """Measures a model, unless it is known by now or nobody needs it; returns whether that was possible now."""
         work.revisions = {
             r: None for r in work.revisions if not r.retired and r.artifact is not None and _key_of(r) == key
         }
@@ -137,11 +130,11 @@ class Measuring:
             del self._queue[key]
         elif (known := await self._on_disk(partial(self.learned.get_measured, *key))) is not None:
             self._settle(key, known)
-        elif self.busy() or not await self._reserve(key, work, now):
-            return LOOK_EVERY_S
+        elif self.busy() or not await self._reserve(key, work, time.monotonic()):
+            return False
         else:
             await self._measure(key, work)
-        return 0.0
+        return True
 
     async def _reserve(self, key: Key, work: _Work, now: float) -> bool:
         """Takes the memory for it; if there will never be so much, it is given up."""
@@ -160,7 +153,11 @@ class Measuring:
         assert artifact is not None
         memory_bytes = self._background.held_bytes - PROCESS_BYTES
         threads = self.preparer.spec.threads
-        order = order_of(revision.folder, revision.description, artifact, threads=threads, memory_bytes=memory_bytes)
+        description = revision.description
+        options = load_options(description, revision.key.version, allow_code=revision.may_bring_code)
+        order = order_of(
+            revision.folder, description, artifact, threads=threads, memory_bytes=memory_bytes, options=options
+        )
         answer = await self._background.ask({"job": "measure", "order": asdict(order)})
         if self._background.interrupted and "result" not in answer:
             work.put_off_interrupted()
@@ -222,6 +219,6 @@ def _measured_of(answer: Answer) -> Measured | None:
     try:
         taken: Mapping[str, Any] = result["taken"] if isinstance(result, dict) else {}
         figures = Figures(int(taken["private_bytes"]), int(taken["mapped_bytes"]), int(taken["mappings"]))
-        return Measured(figures, float(taken["load_s"]), int(taken["peak_bytes"]))
+        return Measured(figures, float(taken["load_s"]), int(taken["peak_bytes"]), int(taken.get("run_bytes", 0)))
     except (LookupError, TypeError, ValueError):
         return None

@@ -30,7 +30,7 @@ from roost.router.revision import Instance
 from roost.router.room import Room
 from roost.router.states import InstanceState
 from roost.router.worker import Worker
-from roost.runtimes.memory import mappings_of, memory_of
+from roost.runtimes.memory import family_memory_of, mappings_of
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class LinuxKernel:
 
     def memory(self, pid: int) -> Figures:
         """See ``Kernel``."""
-        return memory_of(pid)
+        return family_memory_of(pid)
 
     def mappings(self, pid: int) -> int:
         """See ``Kernel``."""
@@ -137,7 +137,7 @@ class MemoryWatch:
     kernel: Kernel = field(default_factory=LinuxKernel)
     _processes: dict[int, _Process] = field(default_factory=dict)
     _pauses: dict[int, Pause] = field(default_factory=dict)
-    _idle_bytes: int = 0
+    _idle_bytes: dict[str, int] = field(default_factory=dict)  # by kind
 
     async def run(self) -> None:
         """Looks again and again, until cancelled."""
@@ -185,9 +185,12 @@ class MemoryWatch:
         process = self._processes.get(worker.id)
         if process is None or process.epoch != worker.epoch:
             process = self._processes[worker.id] = _Process(worker.epoch, DriftWatch(), now)
+            # What instances have in processes of their own is accounted for.
+            private_bytes = max(0, private_bytes - sum(i.own_bytes for i in worker.instances.values()))
             if not worker.instances:
-                self._idle_bytes = private_bytes
-            worker.memory.idle_bytes = min(private_bytes, self._idle_bytes or private_bytes)
+                self._idle_bytes[worker.spec.kind] = private_bytes
+            idle_bytes = worker.started_bytes or self._idle_bytes.get(worker.spec.kind, private_bytes)
+            worker.memory.idle_bytes = min(private_bytes, idle_bytes)
         return process
 
     def _accounted_bytes(self, worker: Worker) -> int:
@@ -245,7 +248,7 @@ class MemoryWatch:
         if known is not None:
             private_bytes = max(known.figures.private_bytes, found.figures.private_bytes)
             figures = replace(known.figures, private_bytes=private_bytes)
-            found = Measured(figures, known.load_s, max(known.peak_bytes, private_bytes))
+            found = replace(known, figures=figures, peak_bytes=max(known.peak_bytes, private_bytes))
         self.learned.put_measured(*key, found)
 
     async def _count(self, worker: Worker, process: _Process) -> None:
@@ -260,7 +263,7 @@ class MemoryWatch:
     async def _recycle(self, worker: Worker, reason: str) -> None:
         """Replaces a worker's process if that costs no more than a moment; else not now."""
         pause = self._pauses.setdefault(worker.id, Pause())
-        others_are_up = all(other.up for other in self.workers)
+        others_are_up = all(other.up for other in self.workers if other.spec.kind == worker.spec.kind)
         if not pause.is_over(time.monotonic()) or not others_are_up:
             return
         pause.begin(time.monotonic())

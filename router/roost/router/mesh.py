@@ -6,32 +6,44 @@ All of it runs on one event loop, in callbacks: a request costs neither a future
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 from roost.core.errors import Cancelled, Limit, RoostError, Unavailable
-from roost.core.frames import Response
+from roost.core.frames import Call, Response
 from roost.core.requests import InferRequest, InferResponse
 from roost.router.admission import ByteBudget
+from roost.router.calls import ModelCalls
 from roost.router.catalog import Catalog
 from roost.router.dispatching import Dispatcher
 from roost.router.ends import End
+from roost.router.kinds import Kinds, WorkerKind
 from roost.router.loading import Loader
 from roost.router.losses import Losses
 from roost.router.pending import Batch, Elsewhere, Pending
 from roost.router.placement import Ledger
+from roost.router.plans import Limits
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.queues import Queues
 from roost.router.restoring import Restoring
 from roost.router.revision import Revision
 from roost.router.runs import Runs
 from roost.router.stats import Stats
-from roost.router.worker import Worker
+from roost.router.worker import OFF, Worker
 
 WhenUnloadable: TypeAlias = Callable[[Revision, InferRequest, RoostError], Awaitable[InferResponse | RoostError]]
+
+
+class KindSettings(NamedTuple):
+    """How the workers of one kind are started, how many there are, and their labels."""
+
+    spec: WorkerSpec
+    workers: int
+    labels: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class MeshSettings:
         max_answer_bytes: Bytes that large answers may hold together until their clients have read them.
         request_timeout_s: How long a request may take whose own ``timeout`` its model's configuration overrules.
         worker_labels: The labels of each worker; none where it has no entry.
+        other_kinds: Workers of other kinds, which are started when they are needed.
+        worker_idle_timeout_s: After so long without an instance those end again.
     """
 
     spec: WorkerSpec
@@ -59,6 +73,13 @@ class MeshSettings:
     max_answer_bytes: int
     request_timeout_s: float = math.inf
     worker_labels: tuple[Mapping[str, str], ...] = ()
+    other_kinds: tuple[KindSettings, ...] = ()
+    worker_idle_timeout_s: float = 60.0
+
+    @property
+    def specs(self) -> list[WorkerSpec]:
+        """How the workers of each kind are started."""
+        return [self.spec, *(kind.spec for kind in self.other_kinds)]
 
 
 class Mesh:
@@ -69,6 +90,7 @@ class Mesh:
         when_unloadable: Finds another outcome, if there is one, for a request to a model that can't be loaded than
             that error. Not asked where somebody waits who does so: for requests that are not recorded here.
         contended: See ``Dispatcher``.
+        calls: What models ask of others.
     """
 
     def __init__(
@@ -86,9 +108,9 @@ class Mesh:
         self._group = group
         what = "answers that clients have not read yet"
         self.answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
-        self.workers = [Worker(number, settings.spec, self, launch, self.answers) for number in range(settings.workers)]
-        for worker, labels in zip(self.workers, settings.worker_labels, strict=False):
-            worker.labels = labels
+        self.limits = ledger.limits
+        self.kinds = Kinds(self._make_kinds(launch), self._set_base)
+        self.workers = self.kinds.workers
         self.loader = Loader(
             ledger,
             self.workers,
@@ -109,36 +131,61 @@ class Mesh:
         )
         self._runs = Runs(ledger, self.loader, stats)
         self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.want, self.loader.sweep)
+        self.loader.creator.held = self.kinds.held
         self.submit = self._dispatcher.submit
         self.loader.when_gone = self._dispatcher.forget
         self.contended = self._dispatcher.contended
         self.when_unloadable: WhenUnloadable | None = None
+        self.calls = ModelCalls(group)
         self._restoring = Restoring(self.loader, ledger, group)
         self._losses = Losses(self.loader, catalog, self._runs, self._dispatcher, self._restoring)
         self._all_up = asyncio.Event()
         self._stopping = False
-        self._keepers: list[asyncio.Task[None]] = []
+
+    def _make_kinds(self, launch: Launch) -> list[WorkerKind]:
+        settings, numbers = self._settings, itertools.count()
+        first = KindSettings(settings.spec, settings.workers, settings.worker_labels)
+        kinds: list[WorkerKind] = []
+        for spec, count, labels in (first, *settings.other_kinds):
+            workers = [Worker(next(numbers), spec, self, launch, self.answers) for _ in range(count)]
+            for worker, own in zip(workers, labels, strict=False):
+                worker.labels = own
+            for worker in workers if kinds else ():  # not those of the first kind, which start with the server
+                worker.state = OFF
+            kinds.append(WorkerKind(spec.kind, workers, self._group, settings.worker_idle_timeout_s))
+        return kinds
 
     async def start(self) -> None:
-        """Starts the workers and waits until all of them are up.
+        """Starts the workers of the first kind and waits until all of them are up.
 
         Raises:
             Unavailable: If one of them ends before it is up.
         """
-        self._keepers = [self._group.create_task(worker.keep_running()) for worker in self.workers]
+        self.kinds.first.start()
         await self._all_up.wait()
-        if not all(worker.up for worker in self.workers):
+        if not all(worker.up for worker in self.kinds.first.workers):
             raise Unavailable("the workers do not start, see the log")
 
     async def stop(self) -> None:
         """Ends the workers; requests that are still under way are answered with UNAVAILABLE."""
         self._stopping = True
+        self.calls.stop()
         self._losses.stop()
         self._restoring.stop()
         self.loader.stop()
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await self.kinds.stop()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Sets what instances may take together, if there are no processes but those of the first kind."""
+        self.limits = self._ledger.limits = limits
+
+    def _set_base(self, base_bytes: int) -> None:
+        """What processes of other kinds take comes off the memory for files that are mapped, not off the budget."""
+        limits = self.limits
+        memory_bytes = max(limits.private_bytes, limits.memory_bytes - base_bytes)
+        self._ledger.grown |= memory_bytes < self._ledger.limits.memory_bytes
+        self._ledger.limits = replace(limits, memory_bytes=memory_bytes)
+        self.loader.room.changed()
 
     @property
     def device(self) -> str:
@@ -211,12 +258,13 @@ class Mesh:
         """See ``WorkerEvents``."""
         self.loader.worker_came()
         self._restoring.begin()
-        if all(w.up for w in self.workers):
+        if all(w.up for w in self.kinds.first.workers):
             self._all_up.set()
 
     def worker_lost(self, worker: Worker) -> None:
         """See ``WorkerEvents``."""
         self._losses.lost(worker)
+        self.calls.lost(worker)
 
     def worker_reaped(self, worker: Worker, end: End) -> None:
         """See ``WorkerEvents``."""
@@ -259,3 +307,7 @@ class Mesh:
     def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
         """See ``WorkerEvents``."""
         self._runs.response_refused(worker, run, error)
+
+    def model_called(self, worker: Worker, number: int, call: Call | None) -> None:
+        """See ``WorkerEvents``."""
+        self.calls.called(worker, number, call)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from roost.core.errors import InvalidArgument, RoostError, Unavailable
+from roost.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, RoostError, Unavailable
 from roost.core.names import DEFAULT_NAMESPACE, VersionKey, version_order
-from roost.registry_client.backends import CODE_BACKENDS
+from roost.registry_client.backends import BACKENDS
 from roost.registry_client.model_config import (
     ModelDescription,
     parse_config_json,
@@ -18,6 +21,7 @@ from roost.registry_client.model_config import (
 from roost.registry_client.model_folder import FolderStamp, ModelFolder
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent, next_availability
+from roost.runtimes.adapters import ADAPTERS, installed_runtimes
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,11 @@ class Model:
         ready = [v for v in ordered if self.versions[v].availability is Availability.READY]
         return self.versions[(ready or ordered)[0]] if ordered else None
 
+    @property
+    def was_readable(self) -> bool:
+        """Whether what is known of it comes from its folder: it does not where there was no descriptor to look with."""
+        return not isinstance(self.error, ResourceExhausted)
+
     def differs(self, stamp: FolderStamp) -> bool:
         """Whether the folder is not as it was read, or the files of what is loaded are not as they were.
 
@@ -96,11 +105,15 @@ class Opener:
     Args:
         explicit: Whether versions wait for a load call.
         least: Gets the names of models that want to be loaded without being asked for.
+        code_from: The repositories whose models may be code.
     """
 
-    def __init__(self, *, explicit: bool, least: set[str] | None = None) -> None:
+    def __init__(
+        self, *, explicit: bool, least: set[str] | None = None, code_from: frozenset[Path] = frozenset()
+    ) -> None:
         self._explicit = explicit
         self._least = set() if least is None else least
+        self._code_from = code_from
         self._warned: set[tuple[str, str]] = set()
 
     def open(self, folder: ModelFolder) -> Model:
@@ -110,7 +123,7 @@ class Opener:
             model.stamp = folder.folder_stamp()
             self._fill(model, folder, folder.load_config())
         except RoostError as error:
-            model.error = Unavailable(f"model '{folder.name}' can't be served: {error.message}")
+            model.error = _not_served(folder.name, error)
         return model
 
     def open_with(self, folder: ModelFolder, config: str) -> Model:
@@ -123,11 +136,11 @@ class Opener:
         try:
             detected = folder.detect_backend()
         except RoostError as error:
-            model.error = Unavailable(f"model '{folder.name}' can't be served: {error.message}")
+            model.error = _not_served(folder.name, error)
             return model
         try:
             description = parse_config_json(config, folder.name, detected_backend=detected)
-            if description.backend in CODE_BACKENDS:
+            if BACKENDS[description.backend].is_code:
                 raise InvalidArgument(f"load calls bring no code, and models of '{description.backend}' are code")
         except InvalidArgument as error:
             reason = f"failed to load '{folder.name}', failed to poll from model repository: {error.message}"
@@ -135,10 +148,11 @@ class Opener:
         try:
             self._fill(model, folder, description)
         except RoostError as error:
-            model.error = Unavailable(f"model '{folder.name}' can't be served: {error.message}")
+            model.error = _not_served(folder.name, error)
         return model
 
     def _fill(self, model: Model, folder: ModelFolder, description: ModelDescription) -> None:
+        check_backend(description.backend, may_bring_code=folder.path.parent in self._code_from)
         model.description = description
         if description.policy.min_copies:
             self._least.add(folder.name)
@@ -152,7 +166,8 @@ class Opener:
         self._warn(folder.name, description)
 
     def _version(self, folder: ModelFolder, description: ModelDescription, version: str) -> Version:
-        revision = Revision(VersionKey(DEFAULT_NAMESPACE, folder.name, version), folder, description)
+        key = VersionKey(DEFAULT_NAMESPACE, folder.name, version)
+        revision = Revision(key, folder, description, may_bring_code=folder.path.parent in self._code_from)
         declared = signature_from_config(description)
         if declared is not None:
             revision.describe(declared)
@@ -164,6 +179,30 @@ class Opener:
             if (name, key) not in self._warned and len(self._warned) < MAX_WARNINGS:
                 self._warned.add((name, key))
                 log.warning("model '%s': '%s' of its configuration has no effect in this server", name, key)
+
+
+def _not_served(name: str, error: RoostError) -> RoostError:
+    kind = ResourceExhausted if isinstance(error, ResourceExhausted) else Unavailable
+    return kind(f"model '{name}' can't be served: {error.message}")
+
+
+@functools.cache
+def _is_installed(backend: str) -> bool:
+    """Nothing that is installed later is found, since workers would not find it either."""
+    return bool(installed_runtimes([backend]))
+
+
+def check_backend(backend: str, *, may_bring_code: bool, is_installed: Callable[[str], bool] = _is_installed) -> None:
+    """Says why models of a backend can't be served, if so.
+
+    Raises:
+        FailedPrecondition: If it is not installed, or they are code and that is not allowed.
+    """
+    if not is_installed(backend):
+        extra = ADAPTERS[backend].extra
+        raise FailedPrecondition(f"backend '{backend}' is not installed here, it needs pip install 'roost[{extra}]'")
+    if BACKENDS[backend].is_code and not may_bring_code:
+        raise FailedPrecondition(f"models of backend '{backend}' are code, which is not allowed without --allow-code")
 
 
 def files_changed(revision: Revision) -> bool:

@@ -13,76 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import TypeAlias
 
 from roost.core.figures import Figures
 from roost.router.accounts import LEAVING, MIN_PROTECTION_S, RESIDENT, Accounts, Holding, Phase, Process
+from roost.router.capacity import Capacity
 from roost.router.eviction import EvictionPolicy, Lru, Owner
+from roost.router.plans import Evict, Fits, Limits, Plan, Wait
 from roost.router.shortage import Shortage
 from roost.router.victims import Search, Victims
 
 PROTECTION_LOADS = 4.0
-LEAST_OF_LARGEST = 1 / 8
 
 _NOTHING = Figures(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What models may take.
-
-    Attributes:
-        private_bytes: Memory of their own, all together: the budget.
-        memory_bytes: That and the page cache of the files that they map.
-        mappings: In one process.
-    """
-
-    private_bytes: int
-    memory_bytes: float = math.inf
-    mappings: float = math.inf
-
-
-class Figure(Enum):
-    """One of the three that are limited."""
-
-    PRIVATE = auto()
-    MEMORY = auto()
-    MAPPINGS = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Fits:
-    """There is room now, in the first of the ``places`` that have it, if any were named."""
-
-    place: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Evict:
-    """There is room once these are gone: ``idle`` ones at once, ``busy`` ones after their last lease."""
-
-    idle: tuple[int, ...]
-    busy: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing may go yet; look again when something changes or at ``until``."""
-
-    until: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """It would not fit even if everything that may ever go were gone: of one figure there is no more than this."""
-
-    available: float
-    figure: Figure = Figure.PRIVATE
-
-
-Plan: TypeAlias = Fits | Evict | Wait | Refuse
 
 
 class Ledger:
@@ -92,19 +34,27 @@ class Ledger:
     for them can exceed them, until others have gone.
 
     Attributes:
-        limits: Of what is taken.
         holdings: Who has it, by instance.
         grown: Whether an instance has turned out to take more, since ``relief`` last said that there is room.
     """
 
     def __init__(self, limits: Limits, policy: EvictionPolicy | None = None) -> None:
-        self.limits = limits
         self.holdings: dict[int, Holding] = {}
         self.grown = False
         self._accounts = Accounts()
+        self._capacity = Capacity(limits, self._accounts)
         self._policy: EvictionPolicy = policy or Lru()
         self._claims: dict[Owner, int] = {}
         self._of_owner: dict[Owner, tuple[int, ...]] = {}  # of these the garbage collector need not look at any
+
+    @property
+    def limits(self) -> Limits:
+        """Of what is taken."""
+        return self._capacity.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._capacity.limits = limits
 
     @property
     def used_bytes(self) -> int:
@@ -148,9 +98,10 @@ class Ledger:
             file: Names the file that it maps, if others may map the same.
             places: Workers that it may go to, the best first; if none is named, its mappings do not count.
         """
-        limits, taken = self.limits, self._accounts
-        fitting = self._never_full(need.mappings, places) if places else ()
-        refusal = self._refusal(need, file, places, fitting)
+        capacity, taken = self._capacity, self._accounts
+        limits = capacity.limits
+        fitting = capacity.never_full(need.mappings, places) if places else ()
+        refusal = capacity.refusal(need, file, places, fitting)
         if refusal is not None:
             return refusal
         shared = taken.files.get(file)
@@ -158,7 +109,7 @@ class Ledger:
         memory_bytes = need.private_bytes + taken.private_bytes + taken.mapped_bytes - limits.memory_bytes
         if shared is None:
             memory_bytes += need.mapped_bytes
-        place = self._first_with(need.mappings, fitting) if places else None
+        place = capacity.first_with(need.mappings, fitting) if places else None
         if private_bytes <= 0 and memory_bytes <= 0 and (place is not None or not places):
             return Fits(place)
         private_bytes -= taken.leaving_bytes
@@ -166,11 +117,11 @@ class Ledger:
         if shared is not None and not shared.staying:
             memory_bytes += shared.bytes  # which stays, since this one maps it then
         if place is None and places:
-            place = self._first_with(need.mappings, fitting, after_leaving=True)
+            place = capacity.first_with(need.mappings, fitting, after_leaving=True)
         search = Search(self.holdings, self._policy, now, older_than)
         mappings = 0.0
         if place is None and places:
-            lacking = {p: self._lacking(need.mappings, p, after_leaving=True) for p in fitting}
+            lacking = {p: capacity.lacking(need.mappings, p, after_leaving=True) for p in fitting}
             place = search.place_to_clear(lacking)
             mappings = lacking[place]
         missing = Shortage(private_bytes, memory_bytes, mappings, place, file, taken)
@@ -198,7 +149,7 @@ class Ledger:
         priority: int = 0,
     ) -> None:
         """Takes what an instance needs that is about to load; ``plan`` said that it fits, and where."""
-        if not self._has_room(need, file, place):
+        if not self._capacity.has_room(need, file, place):
             raise ValueError("the reservation would exceed a limit")
         holding = Holding(owner, need, instance if file is None else file, place, pinned, priority)
         self.holdings[instance] = holding
@@ -214,7 +165,7 @@ class Ledger:
         """
         holding = self.holdings[instance]
         self._accounts.remove(holding)
-        place = self._first_with(holding.figures.mappings, places)
+        place = self._capacity.first_with(holding.figures.mappings, places)
         if place is None:
             place = next((p for p in places if p == holding.place), places[0])
         holding.place = place
@@ -236,7 +187,7 @@ class Ledger:
         holding.figures = figures
         self._accounts.add(holding)
         if holding.phase is RESIDENT:
-            self._policy.resized(instance, self._share_bytes(holding))
+            self._policy.resized(instance, self._capacity.share_bytes(holding))
 
     def pin(self, instance: int, *, pinned: bool) -> None:
         """From now on an instance is never evicted, or may be again; one that is leaving leaves."""
@@ -251,7 +202,7 @@ class Ledger:
         holding = self.holdings[instance]
         self._move(holding, RESIDENT)
         holding.protection_s = max(MIN_PROTECTION_S, PROTECTION_LOADS * load_s)
-        size_bytes = self._share_bytes(holding)
+        size_bytes = self._capacity.share_bytes(holding)
         self._policy.loaded(instance, holding.owner, size_bytes, load_s, now, holding.priority)
         if self._claims.get(holding.owner):
             holding.busy_since = holding.last_used = now
@@ -336,67 +287,6 @@ class Ledger:
         if phase is LEAVING:
             holding.pinned = False
         self._accounts.add(holding)
-
-    def _share_bytes(self, holding: Holding) -> int:
-        """What policies are told: the share that it takes of the limit that is nearest, in bytes of the first one.
-
-        But no less than a part of its largest share, since another limit may be the nearest one day.
-        """
-        limits, taken, figures = self.limits, self._accounts, holding.figures
-        budget_bytes = max(1, limits.private_bytes)
-        memory_bytes = figures.private_bytes + figures.mapped_bytes
-        shares = [
-            (taken.private_bytes / budget_bytes, figures.private_bytes / budget_bytes),
-            ((taken.private_bytes + taken.mapped_bytes) / limits.memory_bytes, memory_bytes / limits.memory_bytes),
-        ]
-        if holding.place is not None:
-            in_process = taken.process(holding.place).mappings
-            shares.append((in_process / limits.mappings, figures.mappings / limits.mappings))
-        nearest = max(shares)[1]
-        largest = max(share for _, share in shares)
-        return round(budget_bytes * max(nearest, largest * LEAST_OF_LARGEST))
-
-    def _has_room(self, need: Figures, file: Hashable, place: int | None) -> bool:
-        limits, taken = self.limits, self._accounts
-        private_bytes = need.private_bytes + taken.private_bytes
-        mapped_bytes = taken.mapped_bytes + (0 if file in taken.files else need.mapped_bytes)
-        if private_bytes > limits.private_bytes or private_bytes + mapped_bytes > limits.memory_bytes:
-            return False
-        return place is None or self._lacking(need.mappings, place, after_leaving=False) <= 0
-
-    def _never_full(self, mappings: int, places: Sequence[int]) -> list[int]:
-        """The workers in which what is pinned leaves as many mappings."""
-        limit, process = self.limits.mappings, self._accounts.process
-        return [place for place in places if mappings <= limit - process(place).pinned_mappings]
-
-    def _refusal(self, need: Figures, file: Hashable, places: Sequence[int], fitting: Sequence[int]) -> Refuse | None:
-        """Why it can never fit, if so."""
-        limits, taken = self.limits, self._accounts
-        available: float = limits.private_bytes - taken.pinned_bytes
-        if need.private_bytes > available:
-            return Refuse(available)
-        shared = taken.files.get(file)
-        mapped_bytes = 0 if shared is not None and shared.pinned else need.mapped_bytes
-        available = limits.memory_bytes - taken.pinned_bytes - taken.pinned_mapped_bytes
-        if need.private_bytes + mapped_bytes > available:
-            return Refuse(available, Figure.MEMORY)
-        if places and not fitting:
-            most = max(limits.mappings - taken.process(place).pinned_mappings for place in places)
-            return Refuse(most, Figure.MAPPINGS)
-        return None
-
-    def _lacking(self, mappings: int, place: int, *, after_leaving: bool) -> float:
-        """How many mappings a worker's process has too few."""
-        process = self._accounts.process(place)
-        leaving = process.leaving_mappings if after_leaving else 0
-        return mappings + process.mappings - leaving - self.limits.mappings
-
-    def _first_with(self, mappings: int, places: Sequence[int], *, after_leaving: bool = False) -> int | None:
-        """The first worker whose process may have so many more mappings."""
-        for place in places:
-            if self._lacking(mappings, place, after_leaving=after_leaving) <= 0:
-                return place
-        return None
 
 
 def _evict(victims: Victims, missing: Shortage) -> Plan:

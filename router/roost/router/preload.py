@@ -23,7 +23,8 @@ from roost.router.catalog import Catalog
 from roost.router.learned import Learned
 from roost.router.loading import Loader
 from roost.router.loads import LoadPriority
-from roost.router.placement import Fits, Ledger
+from roost.router.placement import Ledger
+from roost.router.plans import Fits
 from roost.router.revision import Revision
 from roost.router.sizes import file_of, size_of
 from roost.router.states import Availability

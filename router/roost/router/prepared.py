@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from roost.registry_client.digest import Artifact
@@ -41,7 +42,13 @@ class NoCopies:
 
 
 def order_of(
-    folder: ModelFolder, description: ModelDescription, artifact: Artifact, *, threads: int, memory_bytes: int
+    folder: ModelFolder,
+    description: ModelDescription,
+    artifact: Artifact,
+    *,
+    threads: int,
+    memory_bytes: int,
+    options: Mapping[str, str] | None = None,
 ) -> CopyOrder:
     """The order for a copy of one version.
 
@@ -51,6 +58,7 @@ def order_of(
         artifact: The version's files.
         threads: Threads that a run may use.
         memory_bytes: What trying it may take.
+        options: What its runtime is told; by default only what the configuration asks for.
     """
     return CopyOrder(
         path=artifact.path,
@@ -59,7 +67,7 @@ def order_of(
         files=[list(stamp) for stamp in artifact.stamp],
         backend=description.backend,
         memory_bytes=memory_bytes,
-        options=dict(description.options),
+        options=dict(description.options if options is None else options),
         threads=threads,
         samples=warmup_samples(description.config),
         samples_root=str(folder.path),

@@ -8,6 +8,7 @@ a load wants it. The cache decides what there is; whatever happens to it, a mode
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from cachetools import LRUCache
-from roost.router.background import LOOK_EVERY_S, Attempts, Background, due_in_s, first_due
+from roost.router.background import Attempts, Background
 from roost.router.placement import Ledger
 from roost.router.prepared import order_of
 from roost.router.prepared_counts import PreparedCounts
@@ -150,12 +151,16 @@ class PreparedCopies:
 
     async def run(self) -> None:
         """Verifies what there is, then makes copies of what was loaded, one after another, until cancelled."""
-        async with self._background.used():
-            try:
-                await self._check_all()
-            except Exception:
-                log.exception("verifying prepared copies failed: they are used as they are")
-            await self._background.repeat(self._step, self._give_up)
+        try:
+            async with self._background.used():
+                try:
+                    await self._check_all()
+                except Exception:
+                    log.exception("verifying prepared copies failed: they are used as they are")
+                await self._background.repeat(partial(self._background.step, self._queue, self._do), self._give_up)
+        finally:
+            with contextlib.suppress(OSError):  # the folder was wiped, or the next start sees to it
+                await self._on_disk(self.cache.sweep)
 
     def _give_up(self) -> None:
         log.exception("making prepared copies failed: those that waited for it get none")
@@ -170,7 +175,10 @@ class PreparedCopies:
             job = {"job": "check_copy", "key": key, **self._where()}
             answer = await self._background.ask(job)
             result = answer.get("result")
-            if isinstance(result, dict) and result.get("whole") is False:
+            whole = result.get("whole") if isinstance(result, dict) else None
+            if whole is None:
+                log.warning("the prepared copy %.12s could not be verified: it is used as it is", key)
+            elif not whole:
                 self.counts.damaged += 1
                 log.error("the prepared copy %.12s is damaged: what was loaded from it is loaded again", key)
                 self._damaged.add(key)
@@ -178,23 +186,15 @@ class PreparedCopies:
         await self.preparer.end()
         await self._count()
 
-    async def _step(self) -> float:
-        """Does the next piece of work if that is possible; else says how long to wait for a change."""
-        if self._background.interrupted:
-            await self._background.end(at_once=True)
-        now = time.monotonic()
-        model = first_due(self._queue, now)
-        if model is None:
-            await self._background.end()
-            return due_in_s(self._queue, now)
-        work = self._queue[model]
+    async def _do(self, model: Model, work: _Work) -> bool:
+        """Makes a copy of a model, unless nobody needs it any more; returns whether that was possible now."""
         if work.revision.retired or work.revision.artifact is None or _model_of(work.revision) != model:
             del self._queue[model]
-        elif self.busy() or not await self._reserve(model, work, now):
-            return LOOK_EVERY_S
+        elif self.busy() or not await self._reserve(model, work, time.monotonic()):
+            return False
         else:
             await self._make(model, work)
-        return 0.0
+        return True
 
     async def _reserve(self, model: Model, work: _Work, now: float) -> bool:
         """Takes the memory for it; if there will never be so much, it gets none."""
@@ -259,7 +259,11 @@ class PreparedCopies:
         self.counts.bytes = await self._on_disk(self.cache.used_bytes)
 
     def _find(self, digest: str, backend: str, options: tuple[tuple[str, str], ...]) -> Copy | None:
-        return self.cache.find(copy_key(digest, backend, dict(options))) if can_prepare(backend) else None
+        try:
+            return self.cache.find(copy_key(digest, backend, dict(options))) if can_prepare(backend) else None
+        except OSError as error:  # what copies depend on can't be looked at now
+            log.warning("%.12s is loaded without a look for its prepared copy: %s", digest, error.strerror)
+            return None
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)

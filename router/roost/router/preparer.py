@@ -6,6 +6,7 @@ It does one job at a time, and whatever happens to it is what came of the job.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 _MAX_ANSWER_BYTES = 1 << 20
 _END_TIMEOUT_S = 5.0
+_LAST_TIMEOUT_S = 1.0
+"""So long the processes that it has started may outlive it."""
+
 _PAUSE_S = 0.05
 
 Job: TypeAlias = Mapping[str, Any]
@@ -181,7 +185,18 @@ class _Launched:
             self._process.stdin.close()
 
     async def wait(self) -> int:
-        return await self._process.wait()
+        code = await self._process.wait()
+        # Those that it has started die with it, an instant later; their memory and files are in use until then.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_TIMEOUT_S):
+                await self._until_alone()
+        return code
+
+    async def _until_alone(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        while await stdout.read(_MAX_ANSWER_BYTES):
+            pass
 
 
 async def launch_preparer(spec: PreparerSpec) -> PreparerProcess:

@@ -1,10 +1,11 @@
-"""What the kernel says of a process besides its end: that it was stopped, or that memory has run out."""
+"""What the kernel says of a process: that it was stopped, why it has ended, or that memory has run out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
+import os
 from pathlib import Path
 
 LOOK_EVERY_S = 0.5
@@ -12,6 +13,8 @@ LOOKS = 2
 """Who was seen stopped so many times in a row is: a debugger's short look at a process is not noticed."""
 
 _STOPPED = b"T"  # by a signal; a process that is traced is in ``t``
+_ENDED = b"Z"
+_EXIT_CODE = 50  # its place, counted from the state as the first
 
 
 class Watch:
@@ -40,12 +43,23 @@ class Watch:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process was stopped by a signal; False for one that has ended."""
+    return _stat(pid)[:1] == [_STOPPED]
+
+
+def exit_code_of(pid: int) -> int | None:
+    """The exit code, or ``-signal``, of a process that has ended and was not reaped; None of any other."""
+    stat = _stat(pid)
+    return os.waitstatus_to_exitcode(int(stat[-1])) if stat[:1] == [_ENDED] else None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """What ``/proc/PID/stat`` says, from the state, its third field, on to the exit code; empty if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return False
-    # The name before it is in parentheses, and may have some of its own.
-    return stat[stat.rindex(b")") + 2 :].startswith(_STOPPED)
+        return []
+    # The name before the state is in parentheses, and may have some of its own.
+    return stat[stat.rindex(b")") + 2 :].split()[:_EXIT_CODE]
 
 
 def oom_kills(root: Path = Path("/")) -> int:

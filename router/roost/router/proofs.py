@@ -17,9 +17,10 @@ from roost.core.errors import RoostError
 from roost.core.figures import Figures
 from roost.core.units import format_bytes
 from roost.registry_client.warmup import warmup_samples
-from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, Attempts, Background, due_in_s, first_due
+from roost.router.background import LINGER_S, PATIENCE_S, Attempts, Background
 from roost.router.catalog import Catalog
-from roost.router.placement import Fits, Ledger, Refuse
+from roost.router.placement import Ledger
+from roost.router.plans import Fits, Refuse
 from roost.router.preparer import Answer, Preparer
 from roost.router.proof import (
     DEFAULT_ROWS,
@@ -127,20 +128,18 @@ class Proofs:
         if not self._queue:
             await background.end(at_once=background.interrupted)
             return 0.0 if self._queue else math.inf
-        now = time.monotonic()
-        key = first_due(self._queue, now)
-        if key is None:
-            await background.end()
-            return due_in_s(self._queue, now)
-        work = self._queue[key]
+        return await background.step(self._queue, self._do)
+
+    async def _do(self, key: Key, work: _Work) -> bool:
+        """Tries an artifact, unless nobody needs it any more; returns whether that was possible now."""
         work.revisions = [r for r in work.revisions if not r.retired and _key_of(r) == key]
         if not work.revisions:  # all were replaced, or have other files by now
             del self._queue[key]
-        elif not await self._reserve(key, work, now):
-            return LOOK_EVERY_S
+        elif not await self._reserve(key, work, time.monotonic()):
+            return False
         else:
             await self._try(key, work)
-        return 0.0
+        return True
 
     def _enqueue(self, key: Key, revision: Revision, failures: int) -> None:
         work = self._queue.get(key)

@@ -85,7 +85,13 @@ class Queues:
 
         Raises:
             ResourceExhausted: If as many of the level wait as may.
+            DeadlineExceeded: If its time is over.
         """
+        self._apply_policy(pending, now)
+        if now >= pending.deadline:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+
+    def _apply_policy(self, pending: Pending, now: float) -> None:
         revision = pending.revision
         policy, context = revision.policy, pending.request.context
         level = pending.level = policy.level_of(context.priority)
@@ -116,10 +122,10 @@ class Queues:
         """
         revision = pending.revision
         left_s = pending.deadline - now
-        pace, limit = revision.pace, max(1, revision.limits.max_rows)
-        ahead = revision.queued_rows
-        if not pace.is_known(now):
-            return
+        pace, ahead = revision.pace, revision.queued_rows
+        if pace.single_s * (ahead + 2 * revision.limits.max_rows + 2) <= left_s or not pace.is_known(now):
+            return  # nearly always
+        limit = max(1, revision.limits.max_rows)
         if pending.lane or pending.due < revision.queue[-1].due:
             ahead = sum(other.rows for other in revision.queue[: self._place(pending)])
         at_once = max(1, pace.most_rows(left_s * _SHARE, limit))

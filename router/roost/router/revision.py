@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from roost.core.figures import Figures
 from roost.core.names import VersionKey
 from roost.core.tensors import Signature
-from roost.registry_client.backends import STATELESS_BACKENDS
+from roost.registry_client.backends import BACKENDS
 from roost.registry_client.batching import BatchPolicy, batch_policy
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
@@ -27,6 +27,7 @@ from roost.router.proof import Proof
 from roost.router.states import READY, InstanceEvent, InstanceState, next_instance_state
 from roost.router.stats import ModelStats
 from roost.router.validation import Contract
+from roost.runtimes.adapters import kind_of
 
 if TYPE_CHECKING:
     from roost.router.loads import Load
@@ -48,6 +49,7 @@ class Instance:
         turn_at: When the first of them began, as far as the router can tell.
         copy: The prepared copy that it is loaded from, if so.
         busy_s: For how long there was a batch under way, up to ``turn_at``.
+        own_bytes: What the processes took that it has for itself, once it was loaded; 0 if it has none.
     """
 
     id: int
@@ -60,6 +62,7 @@ class Instance:
     turn_at: float = 0.0
     copy: Copy | None = None
     busy_s: float = 0.0
+    own_bytes: int = 0
 
     def free_in_s(self, now: float) -> float:
         """When the batches that it has will have run, as far as that was predicted."""
@@ -117,6 +120,9 @@ class Revision:
         labels: What the classes of its outputs are called, by output; read when first asked for.
         decoupled: Whether a request may get more or fewer responses than one.
         stateless: Whether a request may be run again that was begun with, as nobody can tell.
+        is_code: Whether it is a program, which may do something that must not be done twice.
+        kind: The kind of the workers that can load it.
+        may_bring_code: Whether it comes from where models may be code.
         proof: What is known of whether its rows may be run together.
         batching: What its configuration shows of that; empty until it was loaded.
         measured: What an instance takes of what was looked at last, if that is known.
@@ -157,18 +163,25 @@ class Revision:
     batching: str = ""
     measured: Measured | None = None
     measured_copy: Measured | None = None
+    may_bring_code: bool = False
+    kind: str = field(init=False)
     decoupled: bool = field(init=False)
     stateless: bool = field(init=False)
+    is_code: bool = field(init=False)
     served_by: tuple[str, str] = field(init=False)
     policy: BatchPolicy = field(init=False)
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
+        self.kind = kind_of(self.description.backend)
         self.decoupled = self.description.decoupled
-        self.stateless = self.description.backend in STATELESS_BACKENDS and not self.decoupled
+        self.stateless = BACKENDS[self.description.backend].is_stateless and not self.decoupled
         self.served_by = (self.key.name, self.key.version)
         self.policy = batch_policy(self.description.config)
-        self.batch_up_to(self.description.max_batch_size)
+        self.is_code = BACKENDS[self.description.backend].is_code
+        # What a program does with several requests at once its author has to say.
+        is_batched = not self.is_code or self.description.config.HasField("dynamic_batching")
+        self.batch_up_to(self.description.max_batch_size if is_batched else 0)
         if self.policy.preserve_ordering:
             self.in_order = deque()
 

@@ -1,4 +1,4 @@
-"""The line of loads that wait for memory on a device, and for their turn: by priority, then first come first served."""
+"""The line of loads that wait for memory on a device, and for their turn, in the order of their ranks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from roost.core.errors import Cancelled, Limit, ResourceExhausted
+from roost.core.errors import Cancelled, ResourceExhausted
 from roost.core.figures import Figures
-from roost.core.units import format_bytes
 from roost.router.forecast import Forecast
 from roost.router.loads import Load, LoadPriority
-from roost.router.placement import Evict, Figure, Fits, Ledger, Refuse, Wait
+from roost.router.placement import Ledger
+from roost.router.plans import Evict, Fits, Refuse, Wait
+from roost.router.refusals import no_room, nobody_waits, too_large
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Room:
     """Reserves memory for loads, has others evicted for them, and says when each of them may begin.
 
     A load first waits for memory, then for one of the turns. No more of them have memory than can soon begin, and one
-    that has it and has not begun gives it back to one that is more urgent. If there are several turns, one is always
+    that has it and has not begun gives it back to one that goes before it. If there are several turns, one is always
     left for what somebody waits for.
 
     Args:
@@ -100,7 +101,7 @@ class Room:
             Cancelled: If nobody wants the load any more.
         """
         if not load.wanted:
-            raise _nobody_waits()
+            raise nobody_waits()
         entry = _Entry(instance, load, need, self._line, asyncio.get_running_loop().create_future())
         self._entries[load] = entry
         insort(self._line, entry, key=_rank)
@@ -137,7 +138,7 @@ class Room:
         if entry is None:
             return
         if entry.place is not self._begun:
-            self._refuse(entry, _nobody_waits())
+            self._refuse(entry, nobody_waits())
         elif load.revision.retired:
             _give_up(load)
         self.changed()
@@ -170,7 +171,7 @@ class Room:
         while self._line:
             head = self._line[0]
             if not head.load.wanted:
-                self._refuse(head, _nobody_waits())
+                self._refuse(head, nobody_waits())
             elif self._enough_ahead(head) or not self._advance(head):
                 break
             self._give_turns()
@@ -193,7 +194,7 @@ class Room:
             first = self._ready[0]
             is_urgent = first.load.priority <= LoadPriority.LOOK
             if not first.load.wanted:
-                self._refuse(first, _nobody_waits())
+                self._refuse(first, nobody_waits())
             elif len(self._begun) < (self._turns if is_urgent else max(1, self._turns - 1)):
                 self._move(first, self._begun)
                 self.forecast.begin(first.load, time.monotonic())
@@ -202,8 +203,9 @@ class Room:
                 return
 
     def _enough_ahead(self, head: _Entry) -> bool:
-        """Whether so many have memory and are no less urgent that it could not begin soon."""
-        ahead = sum(1 for entry in (*self._ready, *self._begun) if entry.load.priority <= head.load.priority)
+        """Whether so many have memory and go before it that it could not begin soon."""
+        rank = head.load.rank
+        ahead = sum(1 for entry in (*self._ready, *self._begun) if entry.load.rank <= rank)
         return ahead >= 2 * self._turns
 
     def _advance(self, head: _Entry) -> bool:
@@ -213,7 +215,7 @@ class Room:
         plan = self._ledger.plan(
             need.figures, time.monotonic(), older_than=load.older_than, file=need.file, places=need.places()
         )
-        if isinstance(plan, Evict | Wait) and self._ready and self._ready[-1].load.priority > load.priority:
+        if isinstance(plan, Evict | Wait) and self._ready and self._ready[-1].load.rank > load.rank:
             self._give_back(self._ready[-1])
             return True
         if isinstance(plan, Evict | Wait) and self.give_way():
@@ -224,7 +226,7 @@ class Room:
                 self._move(head, self._ready)
                 return True
             case Refuse():
-                error = _too_large(head, plan)
+                error = too_large(load, need.figures, plan)
                 if not load.revision.refused:
                     load.revision.refused = True
                     log.warning("%s", error.message)
@@ -255,7 +257,7 @@ class Room:
         if until == math.inf:
             if load.older_than == math.inf or self._ledger.coming_or_going():
                 return False
-            self._refuse(head, _no_room(load))
+            self._refuse(head, no_room(load))
             return True
         self.forecast.blocked(load, until)
         self._delayed(load)
@@ -295,40 +297,10 @@ class Room:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.changed)
 
 
-def _rank(entry: _Entry) -> tuple[int, int]:
+def _rank(entry: _Entry) -> tuple[int, float, int]:
     return entry.load.rank
 
 
 def _give_up(load: Load) -> None:
     if load.cancel is not None:
         load.cancel()
-
-
-def _nobody_waits() -> Cancelled:
-    return Cancelled("nobody waits for this load any more")
-
-
-def _too_large(entry: _Entry, refusal: Refuse) -> ResourceExhausted:
-    key, figures = entry.load.revision.key, entry.need.figures
-    if refusal.figure is Figure.MAPPINGS:
-        what = f"{figures.mappings} mappings, more than the {refusal.available:.0f} that a process may have for it"
-    elif refusal.figure is Figure.MEMORY:
-        needed = format_bytes(figures.private_bytes + figures.mapped_bytes)
-        available = format_bytes(int(refusal.available))
-        what = f"{needed} with the files that it maps, more than the {available} of memory that there is for it"
-    else:
-        available = format_bytes(int(refusal.available))
-        what = f"{format_bytes(figures.private_bytes)}, more than the {available} that the memory budget has for it"
-    return ResourceExhausted(f"model '{key.name}' version {key.version} needs {what}", limit=Limit.NO_MEMORY)
-
-
-def _no_room(load: Load) -> ResourceExhausted:
-    name = load.revision.key.name
-    if load.priority is LoadPriority.LOOK:
-        text = (
-            f"model '{name}' was never loaded and there is no room to look at it without evicting a model that is in "
-            "use: declare its inputs and outputs in config.pbtxt, or send it a request"
-        )
-    else:
-        text = f"there is no room for another instance of model '{name}' without evicting a model that was used since"
-    return ResourceExhausted(text, retry_after_s=1.0, limit=Limit.NO_MEMORY)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from roost.core.errors import Code, Internal, RoostError
-from roost.core.frames import Response, Run, StepTimes, WireTensor
+from roost.core.frames import REQUEST_ID, Response, Run, StepTimes, WireTensor
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import NO_PARAMETERS, Tensor
 from roost.router import answers
@@ -169,7 +169,7 @@ class Runs:
     def fail(self, batch: Batch, error: RoostError) -> list[Pending]:
         """Fails the requests of a run; returns those of them that have to be run apart, as one may be to blame."""
         requests, batch.requests = batch.requests, []
-        if len(requests) > 1 and error.code not in _NOT_OF_ONE:
+        if len(requests) > 1 and error.code not in _NOT_OF_ONE and not batch.instance.revision.is_code:
             return _apart(requests)
         self.settle_all(requests, error)
         return []
@@ -178,6 +178,9 @@ class Runs:
         """The answer to a batch can't be split: this model is never to get one again."""
         log.error("%s: its outputs do not have the rows of a batch: its requests are run one by one", revision.key)
         revision.batch_up_to(0)
+        if revision.is_code:
+            self.settle_all(requests, Internal("the model's outputs do not have as many rows as its inputs"))
+            return []
         return _apart(requests)
 
     def emitted(self, worker: Worker, number: int, response: Response) -> None:
@@ -316,6 +319,9 @@ def _run_of(batch: Batch) -> Run:
     if reshapes is not None:
         inputs = [WireTensor(t.name, t.datatype, reshapes.input_shape(t), t.data) for t in inputs]
     deadline_ns = int(deadline * 1e9) if deadline < math.inf else 0
+    if first.id and batch.instance.revision.is_code and len(requests) == 1:
+        parameters = {**first.parameters, REQUEST_ID: first.id}
+        return Run(batch.instance.id, deadline_ns, inputs, outputs, parameters)
     return Run(batch.instance.id, deadline_ns, inputs, outputs, first.parameters)
 
 

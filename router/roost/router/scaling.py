@@ -110,7 +110,7 @@ class Scaling:
         self.mesh.contended.clear()
         if not self.mesh.ready or self.ledger.limits.private_bytes <= 0:  # it has just been started
             return
-        for revision in contended if len(self.mesh.workers) > 1 else ():
+        for revision in contended if self.mesh.kinds.most > 1 else ():
             self._watch(revision, now)
         for revision in (*self.least.revisions(), *self.spares.revisions):
             self._watch(revision, now)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 
 from roost.router.placement import Ledger
 from roost.router.revision import Instance
 from roost.router.view import DeviceView, InstanceView, WorkerView
-from roost.router.worker import Worker
-from roost.runtimes.memory import private_bytes
+from roost.router.worker import OFF, Worker
+from roost.runtimes.memory import family_memory_of
 
 
 def view_device(ledger: Ledger, name: str) -> DeviceView:
@@ -26,8 +27,19 @@ def view_device(ledger: Ledger, name: str) -> DeviceView:
     )
 
 
-def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
-    """The worker as it is now."""
+def running(workers: Iterable[Worker]) -> list[Worker]:
+    """Those that have processes, or are about to: nobody needs to see the others."""
+    return [worker for worker in workers if worker.state != OFF]
+
+
+def view_instances(worker: Worker, ledger: Ledger) -> Iterator[InstanceView]:
+    """What is loaded in a worker, made one by one: there may be very many."""
+    now = time.monotonic()
+    return (_view_instance(instance, ledger, now) for instance in list(worker.instances.values()))
+
+
+def view_worker(worker: Worker, ledger: Ledger, *, instances: bool = True) -> WorkerView:
+    """The worker as it is now, with or without what is loaded in it."""
     now, memory, accounted = time.monotonic(), worker.memory, ledger.figures_of(worker.id)
     return WorkerView(
         worker.id,
@@ -39,7 +51,7 @@ def view_worker(worker: Worker, ledger: Ledger) -> WorkerView:
         worker.restarts,
         len(worker.runs),
         private_bytes_of(worker.pid),
-        tuple(_view_instance(instance, ledger, now) for instance in worker.instances.values()),
+        tuple(view_instances(worker, ledger)) if instances else (),
         worker.link.arena_bytes if worker.link is not None else 0,
         memory.believed_bytes,
         memory.mapped_bytes,
@@ -64,6 +76,6 @@ def _view_instance(instance: Instance, ledger: Ledger, now: float) -> InstanceVi
 def private_bytes_of(pid: int) -> int:
     """What the kernel says now; 0 for a worker without a process."""
     try:
-        return private_bytes(pid) if pid else 0
+        return family_memory_of(pid).private_bytes if pid else 0
     except OSError:  # it has just ended
         return 0

@@ -35,13 +35,17 @@ def suits(worker: Worker, required: Mapping[str, str]) -> bool:
 
 
 def suitable(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
-    """The workers that may load a revision, whether or not they are up.
+    """The workers that may load a revision, whether or not they are up: those of its kind with the labels.
 
     Raises:
         Unplaceable: If there are none.
     """
-    required = revision.description.policy.required_labels
-    found = [worker for worker in workers if suits(worker, required)]
+    required, kind = revision.description.policy.required_labels, revision.kind
+    of_kind = [worker for worker in workers if worker.spec.kind == kind]
+    found = [worker for worker in of_kind if suits(worker, required)]
+    if not of_kind:
+        name, version = revision.key.name, revision.key.version
+        raise Unplaceable(f"model '{name}' version {version} needs a worker of kind '{kind}', and there is none")
     if not found:
         wanted = ",".join(f"{name}={value}" for name, value in required.items())
         raise Unplaceable(

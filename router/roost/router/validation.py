@@ -16,6 +16,9 @@ from roost.registry_client.reshape import reshaped
 MAX_PARAMETERS = 1000
 MAX_PARAMETER_CHARS = 1 << 20
 
+_NUMBERS = frozenset(name for name, datatype in DATATYPES.items() if datatype.itemsize) - {"BF16"}
+"""What a lenient input takes: numpy has no type for BF16."""
+
 
 class Reshapes:
     """Rewrites the shapes of tensors that clients see in another shape than the model has; data stays as it is."""
@@ -54,7 +57,7 @@ class Reshapes:
 class Contract:
     """A signature made ready for checking: lookups by name instead of scans."""
 
-    __slots__ = ("_inputs", "_outputs", "_required", "max_batch_size", "model", "reshapes", "signature")
+    __slots__ = ("_inputs", "_lenient", "_outputs", "_required", "max_batch_size", "model", "reshapes", "signature")
 
     def __init__(self, model: str, signature: Signature, max_batch_size: int) -> None:
         self.model = model
@@ -63,6 +66,8 @@ class Contract:
         self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
         self._outputs = frozenset(spec.name for spec in signature.outputs)
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+        only = signature.inputs[0] if len(signature.inputs) == 1 else None
+        self._lenient = only if only is not None and only.lenient else None
         specs = [*signature.inputs, *signature.outputs]
         self.reshapes = Reshapes(model, signature) if any(spec.inner is not None for spec in specs) else None
 
@@ -106,6 +111,8 @@ class Contract:
                 )
 
     def _check_input_names(self, request: InferRequest) -> None:
+        if self._lenient is not None and len(request.inputs) == 1:
+            request.inputs[0].name = self._lenient.name
         names = [tensor.name for tensor in request.inputs]
         for name in names:
             if name not in self._inputs:
@@ -158,7 +165,7 @@ class Contract:
     def _check_shape(self, tensor: Tensor) -> int:
         """Checks datatype and shape; returns how many elements that is."""
         spec = self._inputs[tensor.name]
-        if tensor.datatype != spec.datatype:
+        if tensor.datatype != spec.datatype and not (spec.lenient and {tensor.datatype, spec.datatype} <= _NUMBERS):
             raise InvalidArgument(
                 f"inference input '{tensor.name}' data-type is '{tensor.datatype}', "
                 f"but model '{self.model}' expects '{spec.datatype}'"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from roost.core.errors import RoostError
-from roost.core.frames import Response
+from roost.core.frames import Call, Response
 from roost.router.accounts import Process
 from roost.router.admission import ByteBudget
 from roost.router.drift import WorkerMemory
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
+OFF = "off"
+"""The state of a worker that has no process, as nothing needs its kind now."""
+
 SHORT_S = 0.002
 """Runs that take no longer together may wait in a worker, where they can't be ordered any more."""
 MAX_RUNS = 16
@@ -56,6 +59,9 @@ class WorkerEvents(Protocol):
     def response_refused(self, worker: Worker, run: int, error: RoostError) -> None:
         """There was no memory for a response of a stream, which goes on."""
 
+    def model_called(self, worker: Worker, number: int, call: Call | None) -> None:
+        """A model asks another one; None: it does not wait for the answer any more."""
+
 
 @dataclass(eq=False)
 class Worker:
@@ -78,6 +84,10 @@ class Worker:
         account: What its instances are accounted with, those included that are to be loaded here; the ledger's.
         memory: What is known of what its process takes.
         recycling: Whether it gets nothing new, since its process is to be replaced once what it has is done.
+        base_bytes: The memory that its process had when it was up, what it shares with others in part; 0 if it is of
+            the kind that is always there.
+        started_bytes: The same with all that it shares.
+        reaped: Gets why its process has ended, once it has; a new one for each process.
     """
 
     id: int
@@ -101,6 +111,9 @@ class Worker:
     account: Process = field(default_factory=Process)
     memory: WorkerMemory = field(default_factory=WorkerMemory)
     recycling: bool = False
+    base_bytes: int = 0
+    started_bytes: int = 0
+    reaped: asyncio.Future[End] | None = None
     _hello: asyncio.Future[bool] | None = None
     _lost: asyncio.Event = field(default_factory=asyncio.Event)
     _process: WorkerProcess | None = None
@@ -142,8 +155,8 @@ class Worker:
 
     async def keep_running(self) -> None:
         """Starts the process, and again whenever it ends, until cancelled; then ends it."""
-        backoff, end = Backoff(), End.EXITED
-        for self.epoch in itertools.count(1):
+        backoff, end, first = Backoff(), End.EXITED, self.epoch + 1
+        for self.epoch in itertools.count(first):
             self._up_at = math.inf
             try:
                 await self._run_once()
@@ -170,6 +183,7 @@ class Worker:
     async def _run_once(self) -> None:
         self.state, self._ended_for = "starting", None
         self._lost.clear()
+        self.reaped = asyncio.get_running_loop().create_future()
         hello = self._hello = asyncio.get_running_loop().create_future()
         process = self._process = await self.launch(self.spec, self.id, self.epoch, self)
         self.pid, self.link = process.pid, process.link
@@ -226,6 +240,8 @@ class Worker:
         self._lose()
         self._process = self.link = self._lost_link = None
         self.pid = 0
+        if self.reaped is not None and not self.reaped.done():
+            self.reaped.set_result(end)
         self.events.worker_reaped(self, end)
         return end
 
@@ -237,6 +253,8 @@ class Worker:
             hello.get("pid"),
             ", ".join(hello.get("runtimes", [])),
         )
+        self.base_bytes = int(hello.get("base_bytes", 0))
+        self.started_bytes = int(hello.get("private_bytes", 0))
         if self._hello is not None and not self._hello.done():
             self._hello.set_result(True)
 
@@ -251,6 +269,10 @@ class Worker:
     def on_response_refused(self, run: int, error: RoostError) -> None:
         """See ``LinkListener``."""
         self.events.response_refused(self, run, error)
+
+    def on_call(self, number: int, call: Call | None) -> None:
+        """See ``LinkListener``."""
+        self.events.model_called(self, number, call)
 
     def on_lost(self, link: Link) -> None:
         """See ``LinkListener``."""

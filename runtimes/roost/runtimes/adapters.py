@@ -1,4 +1,4 @@
-"""The registered runtimes: a name and the class that adapts it, imported when a worker wants it."""
+"""The registered runtimes: a name, the class that adapts it, imported when a worker wants it, and a kind of worker."""
 
 from __future__ import annotations
 
@@ -13,24 +13,55 @@ from roost.runtimes.protocol import Runtime
 
 _log = logging.getLogger(__name__)
 
+DEFAULT_KIND = "onnx"
+"""The kind of the workers that a server always has; those of others are started when a model needs them."""
+
 
 class Adapter(NamedTuple):
-    """Where a runtime's adapter is, and which top-level module it needs from elsewhere; none: empty."""
+    """Where a runtime's adapter is, and what it needs.
+
+    Attributes:
+        module: Its module, which imports the framework.
+        cls: Its class, a ``Runtime``.
+        framework: The top-level module that it needs from elsewhere; empty for none.
+        kind: Workers of this kind have it. Frameworks that live well together in one process share a kind.
+        extra: What of the package installs the framework: ``pip install 'roost[extra]'``.
+    """
 
     module: str
     cls: str
     framework: str = ""
+    kind: str = DEFAULT_KIND
+    extra: str = ""
 
 
 ADAPTERS = {
-    "onnxruntime": Adapter("roost.runtimes.onnx", "OnnxRuntime", "onnxruntime"),
+    "onnxruntime": Adapter("roost.runtimes.onnx", "OnnxRuntime", "onnxruntime", extra="onnx"),
+    "pytorch": Adapter("roost.runtimes.pytorch.runtime", "PytorchRuntime", "torch", "torch", "torch"),
+    "tensorflow": Adapter(
+        "roost.runtimes.tensorflow.adapter", "TensorflowRuntime", "tensorflow", "tensorflow", "tensorflow"
+    ),
+    "sklearn": Adapter("roost.runtimes.sklearn", "SklearnRuntime", "sklearn", "sklearn", "sklearn"),
+    "xgboost": Adapter("roost.runtimes.xgboost", "XgboostRuntime", "xgboost", "sklearn", "sklearn"),
+    "lightgbm": Adapter("roost.runtimes.lightgbm", "LightgbmRuntime", "lightgbm", "sklearn", "sklearn"),
+    "python": Adapter("roost.runtimes.python.adapter", "PythonRuntime", kind="python"),
     "dummy": Adapter("roost.runtimes.dummy", "DummyRuntime"),
 }
+"""All runtimes by the name of their backend."""
+
+KINDS = tuple(dict.fromkeys(adapter.kind for adapter in ADAPTERS.values()))
+"""The kinds of workers that there are, the default one first."""
 
 
-def runtime_names(enable_dummy: bool) -> list[str]:
-    """The runtimes that workers offer if they can: all registered ones, that for tests only if it is wanted."""
-    return [name for name in ADAPTERS if name != "dummy" or enable_dummy]
+def kind_of(backend: str) -> str:
+    """The kind of the workers that have a backend's runtime."""
+    return ADAPTERS[backend].kind
+
+
+def runtime_names(kind: str, enable_dummy: bool = False) -> list[str]:
+    """The runtimes that workers of a kind offer if they can; that for tests only if it is wanted."""
+    names = [name for name, adapter in ADAPTERS.items() if adapter.kind == kind]
+    return [name for name in names if name != "dummy" or enable_dummy]
 
 
 def installed_runtimes(

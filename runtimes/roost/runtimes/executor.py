@@ -10,18 +10,19 @@ from typing import Any
 
 from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
 from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit
+from roost.runtimes.calls import RouterCalls
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
 from roost.runtimes.leftovers import Leftovers, left_by_load
 from roost.runtimes.link import Link
 from roost.runtimes.memory import private_bytes, trim_memory
 from roost.runtimes.niceness import let_runs_go_first
-from roost.runtimes.protocol import LoadSpec, Runtime
+from roost.runtimes.protocol import LoadedApart, LoadSpec, Runtime
 from roost.runtimes.reading import Reading
 from roost.runtimes.runs import Runs
 from roost.runtimes.shared import Shared
 
-_IGNORED = frozenset({FrameType.HELLO, FrameType.PONG, FrameType.ERROR})
+_IGNORED = frozenset({FrameType.HELLO, FrameType.PONG})
 
 
 class Executor:
@@ -41,23 +42,35 @@ class Executor:
         self._threads = threads
         self._instances = InstanceTable()
         self._runs = Runs(link, self._instances, shared, slots, threads)
+        self._reading = Reading(link, self._runs, self._dispatch)
+        self._calls = RouterCalls(link)
         self._loads: dict[int, LoadSpec] = {}
         self._loads_lock = threading.Lock()
         self._leftovers = Leftovers()
         self._grown_bytes: dict[int, int] = {}  # by how much loading an instance has made the process grow
 
-    def serve(self) -> None:
-        """Works until the router closes the link.
+    def start(self) -> None:
+        """Starts to work, in threads.
+
+        Raises:
+            RuntimeError: If there are none to be had.
+        """
+        self._runs.start()
+        self._reading.start()
+
+    def wait(self) -> None:
+        """Returns when the router has closed the link.
 
         Raises:
             FrameError: If what comes over the link are not frames.
         """
-        self._runs.start()
-        Reading(self._link, self._runs, self._dispatch).serve()
+        self._reading.wait()
 
     def _dispatch(self, header: Header, payload: memoryview) -> None:
         request = header.request
         match header.type:
+            case FrameType.RESPONSE | FrameType.ERROR:
+                self._calls.answered(header, payload)
             case FrameType.CREDIT:
                 self._runs.grant(request, parse_credit(payload))
             case FrameType.PING:
@@ -99,16 +112,20 @@ class Executor:
         backend = str(fields["backend"])
         options = {str(key): str(value) for key, value in fields.get("options", {}).items()}
         prepared = bool(fields.get("prepared", False))
-        spec = LoadSpec(str(fields["path"]), str(fields["root"]), self._threads, options, prepared=prepared)
+        path, root = str(fields["path"]), str(fields["root"])
+        spec = LoadSpec(path, root, self._threads, options, prepared=prepared, calls=self._calls)
         if backend not in self._runtimes:
-            raise Internal(f"this worker has no runtime '{backend}'")
+            raise Internal(f"this worker has no runtime '{backend}': see its log for why it could not be imported")
         self._instances.reserve(instance)
         with self._loads_lock:
             self._loads[request] = spec
         try:
-            # The threads that run a model are made by the one that loads it, and would be as nice as that.
-            in_thread = _in_thread if spec.makes_threads else _in_nice_thread
-            in_thread(f"load-{instance}", self._load, request, instance, self._runtimes[backend], spec)
+            runtime = self._runtimes[backend]
+            # The threads that run a model are made by the one that loads it, and would be as nice as that; so would
+            # be processes.
+            makes_some = spec.makes_threads or getattr(runtime, "loads_elsewhere", False)
+            in_thread = _in_thread if makes_some else _in_nice_thread
+            in_thread(f"load-{instance}", self._load, request, instance, runtime, spec)
         except ResourceExhausted:
             self._end_load(request, instance)
             raise
@@ -136,6 +153,8 @@ class Executor:
             "load_ns": load_ns,
             "private_bytes": after_bytes,
         }
+        if isinstance(model, LoadedApart):
+            fields["instance_bytes"] = model.own_bytes()
         with self._loads_lock:
             # Decided under the lock: a CANCEL comes either before, and no instance appears, or too late.
             if not spec.cancellation.cancelled:

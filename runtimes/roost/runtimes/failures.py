@@ -8,6 +8,7 @@ import re
 import uuid
 
 from roost.core.errors import Code, RoostError
+from roost.core.exhaustion import is_exhausted, what_is_missing
 from roost.core.frames import error_frame
 
 _log = logging.getLogger(__name__)
@@ -27,13 +28,16 @@ def failure_frame(request: int, error: BaseException, what: str) -> bytes:
 
     Args:
         request: The request's id on the link.
-        error: What was raised; anything but our own errors and MemoryError is a defect and is logged with an id.
+        error: What was raised; anything but our own errors and want of memory, descriptors or threads is a defect and
+            is logged with an id.
         what: What failed, for the message, such as ``the run``.
     """
     if isinstance(error, RoostError):
         return error_frame(request, error.code, error.message)
     if isinstance(error, MemoryError):
         return error_frame(request, Code.RESOURCE_EXHAUSTED, f"not enough memory for {what}")
+    if is_exhausted(error):
+        return error_frame(request, Code.RESOURCE_EXHAUSTED, f"not enough {what_is_missing(error)} for {what}")
     error_id = uuid.uuid4().hex[:8]
     _log.error("%s failed unexpectedly (error %s)", what, error_id, exc_info=error)
     return error_frame(request, Code.INTERNAL, f"{what} failed unexpectedly (error {error_id} in the log)")

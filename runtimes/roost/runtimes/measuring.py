@@ -16,7 +16,7 @@ def measure(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Has a fresh process load and run the model; what it took, or the reason why that can't be said now."""
     order = CopyOrder(**fields["order"])
     try:
-        taken = in_fresh_process(order, {"job": "figures", "watch": True})
+        taken = in_fresh_process(order, {"job": "figures", "watch": True}, fields.get("keep_open"))
     except NotNow as error:
         return {"reason": str(error)}
     if not order.unchanged():

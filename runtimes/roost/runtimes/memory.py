@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 
 from roost.core.figures import Figures
 
@@ -67,6 +69,52 @@ def memory_of(pid: int | str = "self") -> Figures:
             elif line.startswith(_FILE_FIELD):
                 mapped_kb = int(line.split()[1])
     return Figures(private_kb * 1024, mapped_kb * 1024)
+
+
+def forget_peak() -> bool:
+    """Has the kernel forget the most that this process has had in memory; False if it does not do that here."""
+    try:
+        with open("/proc/self/clear_refs", "wb") as file:
+            file.write(b"5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """The most that this process has had in memory since ``forget_peak``, pages of files included."""
+    with open("/proc/self/status", "rb") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(b"VmHWM:"))
+
+
+def family_memory_of(pid: int) -> Figures:
+    """The same of a process and all that it has started, directly or not; what several map counts for each.
+
+    Raises:
+        OSError: If it has ended.
+    """
+    private_bytes, mapped_bytes = 0, 0
+    found = [memory_of(pid)]
+    left = _children_of(pid)
+    while left:
+        child = left.pop()
+        with contextlib.suppress(OSError):  # it has ended just now
+            found.append(memory_of(child))
+            left += _children_of(child)
+    for figures in found:
+        private_bytes += figures.private_bytes
+        mapped_bytes += figures.mapped_bytes
+    return Figures(private_bytes, mapped_bytes)
+
+
+def _children_of(pid: int) -> list[int]:
+    """The processes that the threads of a process have started; none where the kernel does not say."""
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                children += map(int, file.read().split())
+    return children
 
 
 def mappings_of(pid: int | str = "self") -> int:

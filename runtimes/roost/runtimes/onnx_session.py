@@ -59,7 +59,10 @@ _SMALLEST_MODEL = (
     b"Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x02\x10\r"
 )
 _CODE_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_NO_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"bad_alloc|failed to allocate|out of memory|cannot allocate memory|system error number 12\b", re.IGNORECASE
+)
+_NO_DESCRIPTORS = re.compile(r"too many open files|system error number 2[34]\b", re.IGNORECASE)
 
 
 def session_options(threads: int, asked: Mapping[str, str]) -> ort.SessionOptions:
@@ -130,6 +133,8 @@ def _load_error(error: Exception, spec: LoadSpec) -> RoostError:
     reason = reason_of(error, spec.root)
     if is_no_memory(reason):
         return ResourceExhausted("not enough memory to load the model")
+    if _NO_DESCRIPTORS.search(reason):
+        return ResourceExhausted("not enough file descriptors to load the model")
     if isinstance(error, _ARTIFACT_ERRORS):
         return InvalidArgument(reason)
     return Internal(f"the model can't be loaded: {reason}")

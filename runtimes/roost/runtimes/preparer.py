@@ -76,7 +76,8 @@ def _read_last() -> None:
 
 def _serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     for line in jobs:
-        fields = json.loads(line)
+        # Who reads the answers knows by their end that the processes that a job has started have gone, too.
+        fields = {**json.loads(line), "keep_open": answers.fileno()}
         answers.write(json.dumps({"id": fields["id"], **_answer(fields)}).encode() + b"\n")
         answers.flush()
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
-from roost.core.frames import StepTimes
-from roost.core.tensors import Parameters, Signature, Tensor
+from roost.core.frames import FrameType, StepTimes
+from roost.core.tensors import Buffer, Parameters, Signature, Tensor
 
 NOT_LOADED: Final = "NOT_LOADED"
 """Message of the FAILED_PRECONDITION that answers a run of an instance that is not in the worker."""
@@ -48,17 +48,36 @@ class Cancellation:
             callback()
 
 
+class Calls(Protocol):
+    """The way to other models, for those that ask some; for any thread."""
+
+    def ask(self, payload: Buffer, began: Callable[[int], object]) -> tuple[FrameType, Buffer]:
+        """Asks what the payload of a CALL frame says, and blocks until there is an answer.
+
+        Args:
+            payload: See ``roost.core.frames.call_frame``.
+            began: Told the number under which the call can be dropped.
+
+        Returns:
+            RESPONSE or ERROR, and the payload of such a frame.
+        """
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for a call any more: it is answered at once, with an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
     """One model to load.
 
     Attributes:
-        path: The model file.
+        path: The model file, or folder where the format is one.
         root: The folder that it and its external data live in.
         threads: Threads that one run of the model may use.
-        options: Options of the runtime, from the model's configuration.
+        options: Options of the runtime, from the model's configuration: see ``roost.registry_client.load_options``.
         cancellation: Set when the load is no longer wanted.
         prepared: Whether the file is a prepared copy that the runtime has made itself, on such a machine.
+        calls: The way to other models; None where there is none.
     """
 
     path: str
@@ -67,6 +86,7 @@ class LoadSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     cancellation: Cancellation = field(default_factory=Cancellation)
     prepared: bool = False
+    calls: Calls | None = None
 
     @property
     def makes_threads(self) -> bool:
@@ -184,6 +204,14 @@ class LoadedModel(Protocol):
         The worker trims malloc's free memory afterwards. It does not collect garbage, which with thousands of
         instances stops every thread for a long time: a model that leaves cycles behind has to do that here.
         """
+
+
+@runtime_checkable
+class LoadedApart(Protocol):
+    """An instance in processes of its own, of which so can be said what it takes."""
+
+    def own_bytes(self) -> int:
+        """The private memory of its processes."""
 
 
 class Runtime(Protocol):

@@ -50,14 +50,21 @@ class Reading:
         self._ended = threading.Event()
         self._failure: BaseException | None = None
 
-    def serve(self) -> None:
+    def start(self) -> None:
+        """Begins to read, in threads.
+
+        Raises:
+            RuntimeError: If there are none to be had.
+        """
+        for index in range(READING_THREADS):
+            threading.Thread(target=self._work, args=(index,), name=f"read-{index}", daemon=True).start()
+
+    def wait(self) -> None:
         """Returns when the router has closed the link.
 
         Raises:
             FrameError: If what comes over the link are not frames.
         """
-        for index in range(READING_THREADS):
-            threading.Thread(target=self._work, args=(index,), name=f"read-{index}", daemon=True).start()
         self._ended.wait()
         if self._failure is not None:
             raise self._failure

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from roost.core.exhaustion import is_exhausted, what_is_missing
 from roost.runtimes.child import (
     configure_child_logging,
     die_with_parent,
@@ -41,7 +42,7 @@ class WorkerOptions:
     """What workers of one kind have in common.
 
     Attributes:
-        kind: The kind, which is reported back.
+        kind: Which runtimes they have; reported back.
         slots: Runs at a time.
         threads: Threads that one run may use.
         enable_dummy: Whether it has the runtime for tests.
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that ``worker_options`` reads."""
-    parser.add_argument("--kind", required=True, help="kind of worker, reported back")
+    parser.add_argument("--kind", required=True, help="kind of worker, which says what runtimes it has; reported back")
     parser.add_argument("--slots", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads that one run may use")
     parser.add_argument("--log-level", default="info", help="least severe level of its log")
@@ -120,8 +121,11 @@ def work(options: WorkerOptions, assignment: Assignment) -> NoReturn:
     try:
         _serve(options, assignment)
         status = 0
-    except Exception:
-        _log.exception("the worker ends")
+    except Exception as error:
+        if is_exhausted(error):
+            _log.error("the worker ends: there are not enough %s", what_is_missing(error))
+        else:
+            _log.exception("the worker ends")
     finally:
         # At once, whatever threads still do: nobody is left who could take their answers.
         os._exit(status)
@@ -133,7 +137,7 @@ def import_all(options: WorkerOptions) -> Mapping[str, Runtime]:
         importlib.import_module(module)
     from roost.runtimes.adapters import import_runtimes, runtime_names
 
-    return import_runtimes(runtime_names(options.enable_dummy))
+    return import_runtimes(runtime_names(options.kind, options.enable_dummy))
 
 
 def _serve(options: WorkerOptions, assignment: Assignment) -> None:
@@ -162,13 +166,28 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
         "pid": os.getpid(),
         "slots": options.slots,
         "runtimes": list(runtimes),
+        **_taken(options.kind),
     }
+    executor.start()
     link.send([control_frame(FrameType.HELLO, payload=hello)])
     try:
-        executor.serve()
+        executor.wait()
     except FrameError as error:
         _log.error("the link is broken: %s", error)
         raise SystemExit(1) from None
+
+
+def _taken(kind: str) -> dict[str, int]:
+    """What the process takes by now; looking takes milliseconds, and of the default kind the router knows it."""
+    from roost.runtimes.adapters import DEFAULT_KIND
+    from roost.runtimes.memory import private_bytes, shared_out_bytes
+
+    if kind == DEFAULT_KIND:
+        return {}
+    try:
+        return {"private_bytes": private_bytes(), "base_bytes": shared_out_bytes()}
+    except OSError:  # a system that does not let it look
+        return {}
 
 
 def _map(descriptor: int) -> mmap.mmap:

@@ -16,6 +16,8 @@ class _Command(NamedTuple):
 
 
 def _serve(argv: Sequence[str]) -> int:
+    # numpy comes with threads for products of matrices, of which there are none here; workers have their own number.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from roost.server.config import read_command
     from roost.server.effective_config import effective_yaml
 

@@ -22,12 +22,15 @@ from roost.server.machine import Machine, read_machine
 from roost.server.restrictions import Restrictions
 from roost.server.settings import Settings
 from roost.server.values import Compression, GrpcTransport
+from roost.server.worker_counts import worker_counts
 from roost.server.worker_labels import unknown_worker
 
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
 _DEFAULT_ANSWER_BUDGET_BYTES = 2**30
 _DEFAULT_ARENA_BYTES = 2**30
 _DEFAULT_POLL_INTERVAL_S = 15.0
+_ALL = Path("*")
+"""Stands for all repositories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class ServeConfig:
     poll_interval_s: float | None
     load_models: tuple[str, ...]
     batching: str
+    code_repositories: tuple[Path, ...]
     routes_file: Path | None
     host: str
     http_port: int
@@ -58,6 +62,8 @@ class ServeConfig:
     http_restrictions: Restrictions
     grpc_restrictions: Restrictions
     workers: int
+    workers_of: Mapping[str, int]
+    worker_idle_timeout_s: float
     worker_labels: tuple[str, ...]
     memory_budget_bytes: int | None
     eviction: str
@@ -168,6 +174,10 @@ def _check(settings: Settings, layers: Layers) -> None:
         if not path.is_dir():
             what = "is not a folder" if path.exists() else "there is no such folder"
             raise ConfigError(f"{layers.where('model_repository')}: {what}: {path}")
+    repositories = {_absolute(path) for path in settings.model_repository}
+    for path in settings.allow_code:
+        if path != _ALL and _absolute(path) not in repositories:
+            raise ConfigError(f"{layers.where('allow_code')}: not one of the model repositories: {path}")
     if settings.routes is not None and not settings.routes.is_file():
         raise ConfigError(f"{layers.where('routes')}: there is no such file: {settings.routes}")
     if settings.ready_file is not None and not settings.ready_file.absolute().parent.is_dir():
@@ -203,9 +213,19 @@ def _check_sizes(settings: Settings, layers: Layers) -> None:
             )
 
 
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _code_repositories(settings: Settings) -> tuple[Path, ...]:
+    allowed = settings.model_repository if _ALL in settings.allow_code else settings.allow_code
+    return tuple(_absolute(path) for path in allowed)
+
+
 def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) -> ServeConfig:
     """Decides what was left open and hands everything over in the units that code uses."""
     largest = max(settings.max_body, settings.grpc_max_message_size)
+    workers = settings.workers or max(1, machine.cpus - 1)
     cache_dir = settings.cache_dir or default_cache_dir(environ)
     interval_s = settings.repository_poll_interval or _DEFAULT_POLL_INTERVAL_S
     body_budget = settings.body_budget or max(largest, min(_DEFAULT_BODY_BUDGET_BYTES, machine.memory_bytes // 8))
@@ -215,6 +235,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         poll_interval_s=interval_s if settings.model_control == "poll" else None,
         load_models=settings.load_model,
         batching=settings.batching,
+        code_repositories=_code_repositories(settings),
         routes_file=settings.routes,
         host=settings.host,
         http_port=settings.http_port,
@@ -229,7 +250,9 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         grpc_forward_headers=settings.grpc_header_forward_pattern,
         http_restrictions=Restrictions.parse(settings.http_restricted_api),
         grpc_restrictions=Restrictions.parse(settings.grpc_restricted_protocol),
-        workers=settings.workers or max(1, machine.cpus - 1),
+        workers=workers,
+        workers_of=worker_counts(settings.workers_of, workers),
+        worker_idle_timeout_s=settings.worker_idle_timeout,
         worker_labels=settings.worker_labels,
         memory_budget_bytes=settings.memory_budget,
         eviction=settings.eviction,

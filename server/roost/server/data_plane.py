@@ -260,10 +260,10 @@ class RouterDataPlane:
             raise InvalidArgument("unload parameter 'unload_dependents' is true or false")
         await self._router.unload(check_name(name))
 
-    def view(self) -> MeshView:
-        """What the mesh looks like now."""
+    def view(self, *, instances: bool = True) -> MeshView:
+        """What the mesh looks like now, with or without instances."""
         return replace(
-            self._router.view(),
+            self._router.view(instances=instances),
             ready=self.server_ready(),
             body_bytes=self.bodies.used_bytes,
             body_limit_bytes=self.bodies.limit_bytes,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from roost.router.mesh import MeshSettings
+from collections.abc import Mapping
+
+from roost.router.mesh import KindSettings, MeshSettings
 from roost.router.process import WorkerSpec
+from roost.runtimes.adapters import DEFAULT_KIND, kind_of
 from roost.server.config import ServeConfig
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.rest.limits import RestLimits
@@ -11,26 +14,24 @@ from roost.server.transport_options import TransportOptions
 from roost.server.worker_labels import labels_by_worker
 
 WORKER_SLOTS = 4
+PROGRAM_KIND = kind_of("python")
+PROGRAM_SLOTS = 32
+"""Each of them has a process; a run only waits for it in the worker, and may do so for something else in turn."""
+
 MAX_RECEIVES = 32
 
 
 def mesh_settings(config: ServeConfig) -> MeshSettings:
     """Workers, queues and loads."""
-    # One CPU is the front end's, where there is more than one.
-    threads = max(1, (config.machine.cpus - 1) // config.workers)
     return MeshSettings(
-        WorkerSpec(
-            "cpu",
-            "cpu",
-            max(WORKER_SLOTS, threads),
-            threads,
-            enable_dummy=config.enable_dummy,
-            log_level=config.log_level,
-            log_format=config.log_format,
-            arena_bytes=config.arena_bytes,
-        ),
+        _worker_spec(config, DEFAULT_KIND, config.workers),
         workers=config.workers,
-        worker_labels=labels_by_worker(config.worker_labels, config.workers),
+        worker_labels=_labels(config, config.workers),
+        other_kinds=tuple(
+            KindSettings(_worker_spec(config, kind, count), count, _labels(config, count))
+            for kind, count in config.workers_of.items()
+        ),
+        worker_idle_timeout_s=config.worker_idle_timeout_s,
         load_timeout_s=config.load_timeout_s,
         load_concurrency=config.workers + 1,
         max_queue=config.max_queue,
@@ -38,6 +39,26 @@ def mesh_settings(config: ServeConfig) -> MeshSettings:
         max_answer_bytes=config.answer_budget_bytes,
         request_timeout_s=config.request_timeout_s,
     )
+
+
+def _worker_spec(config: ServeConfig, kind: str, workers: int) -> WorkerSpec:
+    # One CPU is the front end's, where there is more than one.
+    threads = max(1, (config.machine.cpus - 1) // max(1, workers))
+    return WorkerSpec(
+        kind,
+        "cpu",
+        PROGRAM_SLOTS if kind == PROGRAM_KIND else max(WORKER_SLOTS, threads),
+        threads,
+        enable_dummy=config.enable_dummy and kind == DEFAULT_KIND,
+        log_level=config.log_level,
+        log_format=config.log_format,
+        arena_bytes=config.arena_bytes,
+    )
+
+
+def _labels(config: ServeConfig, workers: int) -> tuple[Mapping[str, str], ...]:
+    """The labels of the workers of one kind: those of the first are the first ones' of the others."""
+    return labels_by_worker(config.worker_labels, max(workers, config.workers))[:workers]
 
 
 def grpc_limits(config: ServeConfig) -> GrpcLimits:

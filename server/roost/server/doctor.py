@@ -15,6 +15,7 @@ from roost.registry_client.repository import LocalRepository
 from roost.router.sizes import estimated_bytes
 from roost.server.arguments import ConfigError
 from roost.server.config import ServeConfig, read_command
+from roost.server.derived import mesh_settings
 from roost.server.doctor_checks import Finding, Verdict, budget_bytes, check_folders, check_machine, limits
 from roost.server.known_sizes import known_sizes
 from roost.server.layers import read_layers
@@ -53,6 +54,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     result = fit(found.sizes, limits(config), config.workers) if found is not None else None
     if found is not None and result is not None:
         findings.append(_repositories(found, result))
+        findings += _runs(found, config)
     if "--json" in argv:
         sys.stdout.write(_as_json(config, findings, found, result))
     else:
@@ -90,6 +92,19 @@ def _repositories(found: Repositories, result: Fit) -> Finding:
     if not found.models:
         return Finding("models", Verdict.NOTE, "there are none", "")
     return Finding("models", Verdict.OK, text)
+
+
+def _runs(found: Repositories, config: ServeConfig) -> Iterator[Finding]:
+    """What runs may take beside what is accounted for models, if that was measured of any."""
+    most = max(found.sizes, key=lambda size: size.run_bytes, default=None)
+    if most is None or not most.run_bytes:
+        return
+    runs = config.workers * mesh_settings(config).spec.slots
+    text = (
+        f"up to {format_bytes(runs * most.run_bytes)} beside that: {runs} at a time, of which a full batch of "
+        f"{most.name} takes {format_bytes(most.run_bytes)}"
+    )
+    yield Finding("runs", Verdict.OK, text)
 
 
 def _shown(size: ModelSize) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
@@ -11,14 +12,22 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from roost.core.units import format_bytes
-from roost.router.placement import Limits
-from roost.runtimes.adapters import installed_runtimes, runtime_names
+from roost.router.plans import Limits
+from roost.runtimes.adapters import ADAPTERS, installed_runtimes
 from roost.server.config import ServeConfig
 from roost.server.machine import cpu_quota, max_mappings, memory_limit_bytes, memory_total_bytes
-from roost.server.sizing import MAPPINGS_SHARE, default_budget_bytes, idle_bytes, limits_of
+from roost.server.sizing import (
+    MAPPINGS_SHARE,
+    OTHER_KINDS_BYTES,
+    WORKER_IDLE_BYTES,
+    default_budget_bytes,
+    idle_bytes,
+    limits_of,
+)
 
 ENOUGH_FILES = 16_384
 FEW_FILES = 1_024
@@ -26,6 +35,19 @@ ENOUGH_MAPPINGS = 262_144
 MAPPINGS_OF_A_COPY = 300
 """A prepared copy has one for each weight; so many have models of the size of a small transformer."""
 LITTLE_SPACE_BYTES = 1 << 30
+_FRAMEWORKS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "tensorflow",
+    "tensorflow-cpu",
+    "scikit-learn",
+    "xgboost",
+    "xgboost-cpu",
+    "lightgbm",
+)
+"""Distributions of frameworks: one may have several that hold the same modules."""
+
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs"})
 _VECTOR_FLAGS = ("avx512_vnni", "avx512f", "avx_vnni", "avx2", "asimd")
 
@@ -60,6 +82,7 @@ def check_machine(config: ServeConfig, root: Path = Path("/")) -> Iterator[Findi
     yield check_cpus(config, root)
     yield check_memory(config, root)
     yield check_peak(config)
+    yield check_other_kinds(config)
     yield check_overcommit(root)
     yield check_mappings(root)
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -84,14 +107,14 @@ def check_python() -> Finding:
 
 def check_runtimes() -> Finding:
     """Which frameworks there are to run models with."""
-    found = installed_runtimes(runtime_names(enable_dummy=False))
+    found = installed_runtimes(name for name, adapter in ADAPTERS.items() if adapter.framework)
     if not found:
         return Finding("runtimes", Verdict.PROBLEM, "none is installed", "pip install 'roost[onnx]'")
-    versions = [f"{name} {version}" for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version(name))]
+    versions = [f"{name} {version}" for name in _FRAMEWORKS if (version := _version(name))]
     text = ", ".join(versions) or ", ".join(found)
-    if len(versions) > 1:
+    if sum(version.startswith("onnxruntime") for version in versions) > 1:
         return Finding("runtimes", Verdict.PROBLEM, text, "both have the same modules: uninstall one of them")
-    if not _version("onnx"):
+    if "onnxruntime" in found and not _version("onnx"):
         advice = "without it no model is batched that does not declare it: pip install 'roost[onnx]'"
         return Finding("runtimes", Verdict.NOTE, f"{text}, no onnx", advice)
     return Finding("runtimes", Verdict.OK, text)
@@ -143,6 +166,30 @@ def check_peak(config: ServeConfig) -> Finding:
         advice = "more than there is: lower --memory-budget, --body-budget or --answer-budget if large tensors come"
         return Finding("peak", Verdict.NOTE, text, advice)
     return Finding("peak", Verdict.OK, text)
+
+
+def check_other_kinds(
+    config: ServeConfig, find: Callable[[str], ModuleSpec | None] = importlib.util.find_spec
+) -> Finding:
+    """What workers of other kinds would take that a model of their frameworks needs.
+
+    Args:
+        config: As the server would have it.
+        find: Looks for a top-level module.
+    """
+    installed = {ADAPTERS[name].kind for name in installed_runtimes(ADAPTERS, find)}
+    if not config.code_repositories:
+        installed.discard("python")
+    kinds = {kind: count for kind, count in config.workers_of.items() if count and kind in installed}
+    if not kinds:
+        return Finding("other kinds", Verdict.OK, "no other framework than ONNX Runtime can be used")
+    needs = {kind: OTHER_KINDS_BYTES[kind] + (count - 1) * WORKER_IDLE_BYTES for kind, count in kinds.items()}
+    text = ", ".join(f"{kind} {format_bytes(needs[kind])}" for kind in kinds) + " once a model needs them"
+    limit = limits(config)
+    if sum(needs.values()) > limit.memory_bytes - limit.private_bytes:
+        advice = "more than is left beside --memory-budget: lower that, or set --workers-of KIND=0 for what is not used"
+        return Finding("other kinds", Verdict.NOTE, text, advice)
+    return Finding("other kinds", Verdict.OK, text)
 
 
 def check_overcommit(root: Path) -> Finding:

@@ -33,6 +33,7 @@ def _models(config: ServeConfig) -> dict[str, Any]:
         "repository_poll_interval": _optional_duration(config.poll_interval_s),
         "load_model": list(config.load_models),
         "batching": config.batching,
+        "allow_code": [str(path) for path in config.code_repositories],
         "routes": _text(config.routes_file),
     }
 
@@ -58,6 +59,8 @@ def _clients(config: ServeConfig) -> dict[str, Any]:
 def _limits(config: ServeConfig) -> dict[str, Any]:
     return {
         "workers": config.workers,
+        "workers_of": [f"{kind}={count}" for kind, count in config.workers_of.items()],
+        "worker_idle_timeout": _duration(config.worker_idle_timeout_s),
         "worker_labels": list(config.worker_labels),
         "memory_budget": _size(config.memory_budget_bytes),
         "eviction": config.eviction,

@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from roost.core.figures import Figures
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.learned import Learned
 from roost.router.measured import measured_conditions
+from roost.router.proof import conditions_of
 from roost.router.sizes import copy_size, plain_size
 from roost.router.store_sqlite import SqliteStore
 from roost.runtimes.prepared.identity import can_prepare, copy_key
@@ -20,6 +22,20 @@ from roost.runtimes.prepared.manifest import MANIFEST, MAX_BYTES, Manifest, pars
 
 STORE_FILE = "roost.sqlite"
 _LOG_SUFFIX = "-wal"
+
+
+class Known(NamedTuple):
+    """What is known of a version.
+
+    Attributes:
+        figures: What an instance is accounted with.
+        copy: The key of the prepared copy that it is loaded from; empty if there is none.
+        run_bytes: What a run of as many rows as a batch may have takes while it lasts; 0 if that is not known.
+    """
+
+    figures: Figures
+    copy: str = ""
+    run_bytes: int = 0
 
 
 class _NotRead(Exception):
@@ -38,20 +54,27 @@ class KnownSizes:
         self._learned = learned
         self._cache_dir = cache_dir
 
-    def look_up(
-        self, folder: ModelFolder, description: ModelDescription, version: str, file_bytes: int
-    ) -> tuple[Figures, str]:
-        """What an instance of a version is accounted with, and the key of the prepared copy that it is loaded from."""
+    def look_up(self, folder: ModelFolder, description: ModelDescription, version: str, file_bytes: int) -> Known:
+        """What was found out about a version, else what follows from its files."""
         declared_bytes = description.policy.memory_bytes
         digest = self._digest(folder, description, version)
         if self._learned is None or not digest:
-            return plain_size(declared_bytes, file_bytes, None).loaded, ""
+            return Known(plain_size(declared_bytes, file_bytes, None).loaded)
+        plain = self._learned.get_measured(digest, measured_conditions(description))
+        run_bytes = plain.run_bytes * self._batch_rows(digest, description) if plain is not None else 0
         key, manifest = self._copy(digest, description)
-        conditions = measured_conditions(description, prepared=manifest is not None)
-        measured = self._learned.get_measured(digest, conditions)
         if manifest is None:
-            return plain_size(declared_bytes, file_bytes, measured).loaded, ""
-        return copy_size(declared_bytes, file_bytes, manifest, measured).loaded, key
+            return Known(plain_size(declared_bytes, file_bytes, plain).loaded, "", run_bytes)
+        more = self._learned.get_measured(digest, measured_conditions(description, prepared=True))
+        return Known(copy_size(declared_bytes, file_bytes, manifest, more).loaded, key, run_bytes)
+
+    def _batch_rows(self, digest: str, description: ModelDescription) -> int:
+        """How many rows a batch may have, as far as that is known."""
+        assert self._learned is not None
+        if description.max_batch_size:
+            return description.max_batch_size
+        proof = self._learned.get_proof(digest, conditions_of(description))
+        return max(1, proof.max_rows) if proof is not None else 1
 
     def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
         """See ``DigestCache``: what is not known is not found out here."""

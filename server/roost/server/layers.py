@@ -100,6 +100,9 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
     text = text.replace("%", "%%").replace("`", "")
     if not extra["metavar"]:
         group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
+    elif extra["alone"] is not None:
+        alone = {"nargs": "?", "const": extra["alone"]}
+        group.add_argument(flag_of(name), action="append", metavar=extra["metavar"], help=text, **alone)
     elif isinstance(field.default, tuple):
         group.add_argument(flag_of(name), action="append", metavar=extra["metavar"], help=text)
     else:

@@ -25,16 +25,20 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 from roost.core.errors import RoostError
+from roost.core.exhaustion import is_exhausted, what_is_missing
 from roost.core.tasks import in_background
+from roost.core.threads import thread_pool
 from roost.core.units import format_bytes
 from roost.core.version import __version__
+from roost.registry_client.backends import BACKENDS
 from roost.registry_client.repository import LocalRepository
+from roost.router.assembly import router
 from roost.router.learned import Learned
 from roost.router.proof import BatchingMode
-from roost.router.router import Router, router
+from roost.router.router import Router
 from roost.router.store_sqlite import SqliteStore
 from roost.router.traffic import Traffic, load_routes
-from roost.runtimes.adapters import installed_runtimes, runtime_names
+from roost.runtimes.adapters import KINDS, installed_runtimes, runtime_names
 from roost.runtimes.memory import private_bytes, shared_out_bytes
 from roost.runtimes.prepared.cache import CopyCache
 from roost.server.admin import build_admin_app, build_metrics_app
@@ -43,6 +47,7 @@ from roost.server.client_memory import ClientMemory
 from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
 from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
+from roost.server.garbage import collect_when_idle
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.idle_memory import trim_when_idle
 from roost.server.known_sizes import STORE_FILE
@@ -57,6 +62,9 @@ from roost.server.sizing import limits_of
 
 log = logging.getLogger(__name__)
 
+_THREADS = 2
+"""For what blocks now and then and has no threads of its own."""
+
 
 def serve(config: ServeConfig) -> int:
     """Runs the server until a signal ends it.
@@ -68,7 +76,7 @@ def serve(config: ServeConfig) -> int:
         ConfigError: If something is wrong with what it was given; nothing was started then.
     """
     configure_logging(config.log_level, config.log_format)
-    if not installed_runtimes(runtime_names(config.enable_dummy)):
+    if not _has_runtime(config):
         raise ConfigError("no runtime is installed: pip install 'roost[onnx]'")
     _raise_file_limit()
     try:
@@ -79,28 +87,52 @@ def serve(config: ServeConfig) -> int:
     with (
         _state_folder(config.state_dir) as state_dir,
         open_listeners(config) as listeners,
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        _event_loop() as runner,
     ):
         try:
             runner.run(_serve(config, repositories, traffic, state_dir, listeners))
         except asyncio.CancelledError:
             log.info("stopped before the start was complete")
-        except BaseExceptionGroup as group:  # task groups wrap what ends them
-            cause = _only_cause(group)
+        except (BaseExceptionGroup, OSError, RuntimeError) as error:  # task groups wrap what ends them
+            cause = _only_cause(error)
             if isinstance(cause, RoostError):
                 log.error("%s", cause.message)
-                return 1
-            raise cause from None
+            elif is_exhausted(cause):
+                log.error("the server ends: there are not enough %s", what_is_missing(cause))
+            else:
+                raise cause from None
+            return 1
     return 0
 
 
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    while len(group.exceptions) == 1:
-        inner = group.exceptions[0]
-        if not isinstance(inner, BaseExceptionGroup):
-            return inner
-        group = inner
-    return group
+@contextmanager
+def _event_loop() -> Iterator[asyncio.Runner]:
+    """Runs what the server does; at the end all of it has ended."""
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        yield runner
+    finally:
+        try:
+            runner.close()
+        except RuntimeError as error:  # asyncio ends its threads from one more, of which there may be none
+            if not is_exhausted(error):
+                raise
+
+
+def _has_runtime(config: ServeConfig) -> bool:
+    """Whether a framework is installed, or models need none."""
+    names = [name for kind in KINDS for name in runtime_names(kind, config.enable_dummy)]
+    return bool(config.code_repositories) or any(installed_runtimes([n]) for n in names if not BACKENDS[n].is_code)
+
+
+def _only_cause(error: BaseException) -> BaseException:
+    """What is in a group of one error, or of several that all say that something is exhausted; else the group."""
+    while isinstance(error, BaseExceptionGroup):
+        first = error.exceptions[0]
+        if len(error.exceptions) > 1 and not (is_exhausted(first) and error.split(is_exhausted)[1] is None):
+            break
+        error = first
+    return error
 
 
 async def _serve(
@@ -109,7 +141,8 @@ async def _serve(
     signals = _Signals()
     learned = Learned(SqliteStore(state_dir / STORE_FILE))
     started = time.monotonic()
-    with contextlib.closing(learned), _copy_cache(config) as cache:
+    with contextlib.closing(learned), _copy_cache(config) as cache, thread_pool(_THREADS, "other") as others:
+        asyncio.get_running_loop().set_default_executor(others)
         running = router(
             repositories,
             learned,
@@ -122,13 +155,13 @@ async def _serve(
             eviction=config.eviction,
             cache=cache,
             measure=config.measure_models,
+            code_from=config.code_repositories,
         )
         async with running as routing, _data_plane(config, routing) as data_plane:
             _set_limits(config, routing)
             await routing.load_at_start(config.load_models)
             async with _transports(config, data_plane, routing, listeners) as ports:
-                gc.collect()
-                gc.freeze()  # what lives now lives for ever: no collection needs to look at it again
+                gc.collect()  # most of what lives now does so for good
                 log.info(
                     "roost %s serves %d models after %.1f s: %s",
                     __version__,
@@ -140,7 +173,9 @@ async def _serve(
                     _write_ready_file(config.ready_file, ports)
                 signals.serving = True
                 preloading = in_background(routing.preload()) if config.preload else contextlib.nullcontext()
-                async with in_background(trim_when_idle(data_plane.bodies)), preloading:
+                tidying = in_background(trim_when_idle(data_plane.bodies))
+                collecting = in_background(collect_when_idle(lambda: routing.busy))
+                async with tidying, collecting, preloading:
                     await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
 
@@ -184,7 +219,14 @@ async def _transports(
     shown = routing.shown if config.triton_metrics else None
     limits = rest_limits(config)
     rest = build_rest_app(data_plane, limits, rest_options(config))
-    metrics = Metrics(routing.stats, data_plane.view, config.histogram_models, shown, lambda: lean_requests(rest))
+    metrics = Metrics(
+        routing.stats,
+        lambda: data_plane.view(instances=False),
+        config.histogram_models,
+        shown,
+        lambda: lean_requests(rest),
+        lambda worker: routing.instances(worker.id),
+    )
     async with AsyncExitStack() as stack:
         admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest), data_plane.activity)
         await stack.enter_async_context(_site(web.AppRunner(admin, access_log=None), listeners.admin))
@@ -218,7 +260,10 @@ async def _site(runner: web.AppRunner, listener: socket.socket) -> AsyncIterator
 
 def _set_limits(config: ServeConfig, routing: Router) -> None:
     """The memory budget is private bytes of instances alone, so the idle processes' come off the default first."""
-    idle_bytes = private_bytes() + sum(shared_out_bytes(pid) for pid in routing.pids)
+    idle_bytes = private_bytes()
+    for pid in routing.pids:
+        with contextlib.suppress(OSError):  # it has just ended
+            idle_bytes += shared_out_bytes(pid)
     limits = limits_of(config.memory_budget_bytes, config.machine.memory_bytes, idle_bytes, max_mappings())
     routing.set_limits(limits)
     log.info(

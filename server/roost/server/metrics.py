@@ -21,7 +21,7 @@ from roost.router.records import BatchRecord, RequestRecord
 from roost.router.revision import Revision
 from roost.router.states import InstanceState
 from roost.router.stats import ModelStats, Stats
-from roost.router.view import MeshView, WorkerView
+from roost.router.view import InstanceView, MeshView, WorkerView
 from roost.server.exposition import Histogram, family, head, join, labels_of, number
 from roost.server.metrics_copies import copy_families
 from roost.server.metrics_kserve import KServeHistograms
@@ -30,7 +30,8 @@ from roost.server.metrics_memory import device_families, memory_families
 from roost.server.metrics_prepared import prepared_families
 from roost.server.metrics_triton import machine_text, triton_slices
 
-SLICE = 500
+SLICE = 100
+"""So many models are written at once: a tenth of a millisecond for which nobody is answered."""
 
 _RESIDENT = frozenset({InstanceState.READY, InstanceState.DRAINING, InstanceState.UNLOADING})
 
@@ -105,6 +106,7 @@ class Metrics:
         histogram_models: Models that get histograms of their own.
         shown: Yields the revisions that Triton's metrics show; None for none of these metrics.
         lean_requests: How many requests took REST's lean path.
+        instances: Yields what is loaded in a worker, if views do not have it.
     """
 
     def __init__(
@@ -114,9 +116,11 @@ class Metrics:
         histogram_models: Sequence[str] = (),
         shown: Callable[[], Iterator[Revision]] | None = None,
         lean_requests: Callable[[], int] = int,
+        instances: Callable[[WorkerView], Iterable[InstanceView]] = attrgetter("instances"),
     ) -> None:
         self._stats = stats
         self._lean_requests = lean_requests
+        self._instances = instances
         self._view = view
         self._shown = shown
         self._usage = MachineUsage()
@@ -165,7 +169,7 @@ class Metrics:
     def _parts(self, view: MeshView) -> Iterator[Iterator[str]]:
         yield self._histogram_slices()
         yield self._kserve.slices()
-        yield _instance_slices(view)
+        yield _instance_slices([(worker, self._instances(worker)) for worker in view.workers])
         yield _model_slices(self._stats)
         if self._shown is not None:
             yield iter([machine_text(self._usage)])
@@ -226,6 +230,11 @@ def _worker_families(view: MeshView) -> list[str]:
             "Times that a worker was started again.",
             [(label, worker.restarts) for label, worker in workers],
         ),
+        gauge(
+            "roost_worker_info",
+            "Always 1; its labels say which kind of models a worker has, and on which device.",
+            [(labels_of(worker=w.id, kind=w.kind, device=w.device), 1) for _, w in workers],
+        ),
         gauge("roost_worker_in_flight", "Batches that a worker has.", [(label, w.in_flight) for label, w in workers]),
         *memory_families(view.workers),
         gauge(
@@ -241,14 +250,15 @@ def _worker_families(view: MeshView) -> list[str]:
     ]
 
 
-def _instance_slices(view: MeshView) -> Iterator[str]:
+def _instance_slices(loaded: Sequence[tuple[WorkerView, Iterable[InstanceView]]]) -> Iterator[str]:
     """Resident bytes by worker and model; sums first, since a worker may hold several copies of a version."""
     resident: list[tuple[WorkerView, dict[tuple[str, str], int]]] = []
-    for worker in view.workers:
+    for worker, instances in loaded:
+        copies = iter(instances)
         sizes: dict[tuple[str, str], int] = {}
         resident.append((worker, sizes))
-        for start in range(0, len(worker.instances), SLICE):
-            for instance in worker.instances[start : start + SLICE]:
+        while part := list(islice(copies, SLICE)):
+            for instance in part:
                 if instance.state in _RESIDENT:
                     key = (instance.model, instance.version)
                     sizes[key] = sizes.get(key, 0) + instance.bytes
@@ -269,8 +279,10 @@ def _instance_slices(view: MeshView) -> Iterator[str]:
     yield head(name, "gauge", "Bytes accounted for a loaded model version in a worker.")
     for worker, sizes in resident:
         rows = iter(sizes.items())
-        while part := list(islice(rows, SLICE)):
-            yield join([f"{name}{{{labels_of(model=m, version=v, worker=worker.id)}}} {size}" for (m, v), size in part])
+        while lines := list(islice(rows, SLICE)):
+            yield join(
+                [f"{name}{{{labels_of(model=m, version=v, worker=worker.id)}}} {size}" for (m, v), size in lines]
+            )
 
 
 def _model_slices(stats: Stats) -> Iterator[str]:

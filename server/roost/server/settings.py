@@ -14,6 +14,7 @@ from roost.server.values import (
     MAX_HISTOGRAM_MODELS,
     AutoSize,
     AutoSizeOrNone,
+    CodeRepositories,
     Compression,
     Count,
     CountOrNone,
@@ -32,6 +33,7 @@ from roost.server.values import (
     Size,
     Switch,
     Text,
+    WorkerCountSpecs,
     WorkerLabelSpecs,
     Workers,
     choice,
@@ -55,6 +57,7 @@ def _setting(
     shown_default: str | None = None,
     separator: str = ",",
     hidden: bool = False,
+    alone: str | None = None,
 ) -> Any:
     """A field with what flags and documentation need.
 
@@ -66,6 +69,7 @@ def _setting(
         shown_default: The default in words, where it depends on the machine.
         separator: What separates the elements of a list in the environment.
         hidden: Leave it out of help and documentation.
+        alone: What a flag without a value stands for, where that is allowed.
     """
     extra: dict[str, Any] = {
         "group": group,
@@ -73,6 +77,7 @@ def _setting(
         "shown_default": shown_default,
         "separator": separator,
         "hidden": hidden,
+        "alone": alone,
     }
     return Field(default, description=description, json_schema_extra=extra)
 
@@ -122,6 +127,16 @@ class Settings(BaseSettings):
         "`max_batch_size`. With `proven` others as well, once a trial in the background has shown that rows do not "
         "change each other's answers. With `symbolic` all whose inputs and outputs have an open first dimension, which "
         "proves nothing. What became of a model is parameter `roost.batching` of its configuration.",
+    )
+    allow_code: CodeRepositories = _setting(
+        (),
+        MODELS,
+        "REPOSITORY",
+        "Repository whose models may be code, which runs with all rights of the server: Python models, and formats "
+        "that execute what is in the file, such as pickles. Without a value, or with `*`, all repositories. Give it "
+        "several times for several of them. Load calls never bring code.",
+        separator=":",
+        alone="*",
     )
     routes: OptionalPath = _setting(
         None,
@@ -206,15 +221,29 @@ class Settings(BaseSettings):
         None,
         MEMORY,
         "N",
-        "Number of worker processes that models run in.",
+        "Number of worker processes that models run in. Those of ONNX Runtime are always there.",
         shown_default="one for each CPU that the process may use, less one, at least one",
+    )
+    workers_of: WorkerCountSpecs = _setting(
+        (),
+        MEMORY,
+        "KIND=N",
+        "Number of worker processes of another kind: torch, tensorflow, sklearn or python. They are started when a "
+        "model needs them. With 0 such models are refused. Give it several times for several kinds.",
+        shown_default="as many as `--workers`, at most 4",
+    )
+    worker_idle_timeout: Duration = _setting(
+        60.0,
+        MEMORY,
+        "DURATION",
+        "How long workers of another kind stay when no model is loaded in them.",
     )
     worker_labels: WorkerLabelSpecs = _setting(
         (),
         MEMORY,
         "[N:]NAME=VALUE[,NAME=VALUE]",
-        "Labels of worker N, which are counted from 0, or of all of them. Models may require or prefer them. Give it "
-        "several times for several workers.",
+        "Labels of worker N, which are counted from 0 in each kind, or of all of them. Models may require or prefer "
+        "them. Give it several times for several workers.",
         separator=";",
     )
     memory_budget: AutoSize = _setting(

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from roost.core.errors import NotFound, RoostError
 from roost.registry_client.model_config import served_versions
 from roost.registry_client.repository import LocalRepository
-from roost.router.placement import Limits
+from roost.router.plans import Limits
 from roost.server.known_sizes import KnownSizes
 
 SERVER_IDLE_BYTES = 78 << 20
 """With the process that workers are forked from."""
 WORKER_IDLE_BYTES = 5 << 20
 """Besides what it shares with that one."""
+OTHER_KINDS_BYTES: Mapping[str, int] = {
+    "torch": 232 << 20,
+    "tensorflow": 50 << 20,
+    "sklearn": 104 << 20,
+    "python": 23 << 20,
+}
+"""What the processes of another kind take before a model is loaded: the first worker and what it is forked from; more
+workers take little besides."""
 MEMORY_SHARE = 0.7
 MAPPED_SHARE = 0.9
 """Of the memory, for models and the files that they map; what is left is for requests, answers and the system."""
@@ -35,6 +43,7 @@ class ModelSize:
         mapped_bytes: Of the prepared copy that it maps.
         mappings: In its worker's process.
         copy: Names that copy; versions with the same one share it.
+        run_bytes: What its largest batch takes while it runs, beside all that; 0 if that is not known.
     """
 
     name: str
@@ -44,6 +53,7 @@ class ModelSize:
     mapped_bytes: int = 0
     mappings: int = 0
     copy: str = ""
+    run_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,5 +211,15 @@ def _sizes_of(repository: LocalRepository, name: str, known: KnownSizes) -> Iter
         raise NotFound("it has no version to serve")
     for version in served:
         file_bytes = sum(file.size for file in folder.stamp(version, description))
-        figures, copy = known.look_up(folder, description, version, file_bytes)
-        yield ModelSize(name, version, file_bytes, figures.private_bytes, figures.mapped_bytes, figures.mappings, copy)
+        found = known.look_up(folder, description, version, file_bytes)
+        figures = found.figures
+        yield ModelSize(
+            name,
+            version,
+            file_bytes,
+            figures.private_bytes,
+            figures.mapped_bytes,
+            figures.mappings,
+            found.copy,
+            found.run_bytes,
+        )

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from roost.core.units import format_bytes
 from roost.router.view import InstanceView, MeshView, WorkerView
+from roost.runtimes.adapters import DEFAULT_KIND
 from roost.server.terminal_bars import STATE_STYLES, WORKER_STYLES, bar, dot, has_unicode
 
 _STATE_ORDER = {"loading": 0, "draining": 1, "unloading": 2, "ready": 3, "waiting": 4}
@@ -73,7 +74,7 @@ def _devices(view: MeshView, width: int, *, unicode: bool) -> Table:
 def _worker_line(worker: WorkerView, *, unicode: bool) -> Text:
     line = Text(f" worker {worker.id}  ", style="bold", no_wrap=True, overflow="ellipsis")
     line.append_text(dot(worker.state, WORKER_STYLES.get(worker.state, "red"), unicode=unicode))
-    facts = [worker.device]
+    facts = [worker.device] if worker.kind == DEFAULT_KIND else [worker.kind, worker.device]
     if worker.pid:
         facts.append(f"pid {worker.pid}")
     if worker.private_bytes:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from roost.core.units import format_bytes
 from roost.router.activity_view import Activity, ModelActivity, Order, WorkerActivity
+from roost.runtimes.adapters import DEFAULT_KIND
 from roost.server.terminal_bars import STATE_STYLES, WORKER_STYLES, bar, dot, has_unicode
 from roost.server.top_keys import Choice
 
@@ -122,7 +123,8 @@ def _machine(view: Activity, most: int, width: int, *, unicode: bool) -> Rendera
 
 def _worker_cells(worker: WorkerActivity, budget_bytes: int, cells: int, *, unicode: bool) -> list[Text]:
     private_bytes, load = worker.process.private_bytes, worker.process.cpus / max(1, worker.threads)
-    facts = [f"{sum(worker.copies.values()):,} loaded"]
+    facts = [] if worker.kind == DEFAULT_KIND else [worker.kind]
+    facts += [f"{sum(worker.copies.values()):,} loaded"]
     facts += [f"{count} {state}" for state, count in worker.copies.items() if state != "ready"]
     facts += [f"{worker.in_flight} running"] if worker.in_flight else []
     facts += [f"{worker.restarts} restart{'s' if worker.restarts > 1 else ''}"] if worker.restarts else []

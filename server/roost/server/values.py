@@ -15,6 +15,7 @@ from pydantic import BeforeValidator
 from roost.core.names import is_name
 from roost.core.units import parse_bytes, parse_seconds
 from roost.server.restrictions import Restrictions
+from roost.server.worker_counts import read_worker_count
 from roost.server.worker_labels import read_worker_labels
 
 MAX_HISTOGRAM_MODELS = 100
@@ -145,6 +146,20 @@ def _worker_labels(value: Any) -> tuple[str, ...]:
     return specs
 
 
+def _worker_counts(value: Any) -> tuple[str, ...]:
+    specs = tuple(_text(item) for item in _items(value))
+    for spec in specs:
+        read_worker_count(spec)
+    return specs
+
+
+def _code_repositories(value: Any) -> tuple[Path, ...]:
+    """Folders; one called ``*`` stands for all repositories, and so does a switch that is on."""
+    if isinstance(value, bool):
+        return (Path("*"),) if value else ()
+    return tuple(_path("*" if item == "true" else item) for item in _items(value))
+
+
 def _items(value: Any) -> Iterable[Any]:
     if isinstance(value, str | Path):
         return [value]
@@ -193,6 +208,8 @@ Grace = Annotated[float, BeforeValidator(_grace)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
 OptionalPattern = Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)]
+WorkerCountSpecs = Annotated[tuple[str, ...], BeforeValidator(_worker_counts)]
+CodeRepositories = Annotated[tuple[Path, ...], BeforeValidator(_code_repositories)]
 WorkerLabelSpecs = Annotated[tuple[str, ...], BeforeValidator(_worker_labels)]
 RestrictionSpecs = Annotated[tuple[str, ...], BeforeValidator(_restrictions)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_path)]

@@ -14,7 +14,6 @@ moment: what can't be read is no copy, and whoever needs one loads the model its
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from roost.core.exhaustion import is_exhausted
 from roost.runtimes.prepared.folders import (
     boot_id,
     file_sha256,
@@ -44,7 +44,6 @@ _SUSPECT = "suspect"
 _USERS = "users"
 _LOCK = "lock"
 _MAKING = "making-"
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # what this process or the machine lacks for a while
 _GONE = "gone-"
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 _BLOCK_BYTES = 4096
@@ -141,10 +140,7 @@ class CopyCache:
     def look_up(self, key: str) -> Manifest | None:
         """What is known of a model, a copy or the reason why it has none; None if it was not tried, or is damaged."""
         try:
-            with (self.folder / key / MANIFEST).open("rb") as file:
-                return parse_manifest(file.read(MAX_BYTES))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            return self._manifest(key)
         except (OSError, ValueError) as error:
             self._drop(key, error)
             return None
@@ -210,6 +206,15 @@ class CopyCache:
                     removed += 1
         return removed
 
+    def sweep(self) -> None:
+        """Removes what processes that died left half made or half removed.
+
+        Raises:
+            OSError: If the folder can't be used.
+        """
+        with locked(self.folder / _LOCK):
+            self._sweep()
+
     def used_bytes(self) -> int:
         """What all copies take on the disk."""
         return sum(entry.size_bytes for entry in self._kept())
@@ -220,18 +225,26 @@ class CopyCache:
         return [entry.key for entry in kept if not self._is_checked(entry.key)]
 
     def check(self, key: str) -> bool:
-        """Verifies the checksums of a copy, which is removed if they are wrong; False if so."""
-        manifest = self.look_up(key)
-        if manifest is None:
-            return False
+        """Verifies the checksums of a copy, which is removed if they are wrong; False if so, or if it is gone.
+
+        What the disk can't read any more is wrong as well: whoever maps it would be ended by that.
+
+        Raises:
+            OSError: If it can't be verified now, for want of descriptors or memory.
+        """
         home = self.folder / key
         try:
+            manifest = self._manifest(key)
+            if manifest is None:
+                return False
             for name, record in manifest.files.items():
                 if file_sha256(home / name) != record.sha256:
                     raise ValueError(f"'{name}' is damaged")
         except FileNotFoundError:  # removed meanwhile
             return False
         except (OSError, ValueError) as error:
+            if is_exhausted(error):
+                raise
             self._drop(key, error)
             return False
         with contextlib.suppress(OSError):  # then it is verified once more than needed
@@ -243,26 +256,38 @@ class CopyCache:
         with contextlib.suppress(OSError):
             remove_whole(self.folder / key)
 
+    def _manifest(self, key: str) -> Manifest | None:
+        try:
+            with (self.folder / key / MANIFEST).open("rb") as file:
+                return parse_manifest(file.read(MAX_BYTES))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def _drop(self, key: str, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno in _PASSING:  # which says nothing of the copy
-            _log.warning("the prepared copy %.12s can't be looked at now: %s", key, error.strerror)
-            return
         reason = error.strerror if isinstance(error, OSError) else str(error)
+        if is_exhausted(error):  # which says nothing of the copy
+            _log.warning("the prepared copy %.12s can't be looked at now: %s", key, reason)
+            return
         _log.warning("the prepared copy %.12s is removed: %s", key, reason)
         self.forget(key)
 
     def _is_checked(self, key: str) -> bool:
-        return self._says(self.folder / key / CHECKED)
+        try:
+            return self._says(self.folder / key / CHECKED)
+        except OSError:  # then it is verified once more than needed
+            return False
 
     def _is_suspect(self) -> bool:
         return self._says(self.folder / _SUSPECT)
 
     def _says(self, path: Path) -> bool:
-        """Whether a file names this boot."""
+        """Whether a file names this boot; OSError if that can't be said for want of descriptors or memory."""
         try:
             with path.open("rb") as file:
                 return file.read(len(self._boot) + 1) == self._boot.encode()
-        except OSError:
+        except OSError as error:
+            if is_exhausted(error):
+                raise
             return False
 
     def _look_for_crash(self, users: Path) -> None:
@@ -316,7 +341,6 @@ class CopyCache:
             yield _Kept(name, size_bytes, used_at)
 
     def _sweep(self) -> None:
-        """Removes what processes that died left half made or half removed."""
         for path in self.folder.iterdir():
             if path.name.startswith(_GONE):
                 remove_whole(path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from roost.runtimes.prepared.cache import CopyCache
 from roost.runtimes.prepared.identity import can_prepare
-from roost.runtimes.prepared.making import CopyOrder, NotNow, make_copy
+from roost.runtimes.prepared.making import CopyOrder, NotNow, in_fresh_process, make_copy
 
 
 def prepare_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -17,7 +18,7 @@ def prepare_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         cache = CopyCache(Path(fields["cache_dir"]), int(fields["cache_bytes"]))
         order = CopyOrder(**fields["order"])
         was_known = can_prepare(order.backend) and cache.look_up(order.key) is not None
-        manifest = make_copy(cache, order)
+        manifest = make_copy(cache, order, partial(in_fresh_process, keep_open=fields.get("keep_open")))
     except NotNow as error:
         return {"made": False, "reason": str(error), "passing": True}
     except OSError as error:
@@ -26,9 +27,9 @@ def prepare_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_copy(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Verifies the checksums of a copy, which is removed if they are wrong."""
+    """Verifies the checksums of a copy, which is removed if they are wrong; or says why that is not known now."""
     try:
         cache = CopyCache(Path(fields["cache_dir"]), int(fields["cache_bytes"]))
-    except OSError:
-        return {"whole": False}
-    return {"whole": cache.check(str(fields["key"]))}
+        return {"whole": cache.check(str(fields["key"]))}
+    except OSError as error:
+        return {"reason": error.strerror}

@@ -183,8 +183,14 @@ def _check_space(cache: CopyCache, order: CopyOrder) -> None:
         raise NotNow(f"there is no space for it on the disk: it may need {format_bytes(need_bytes)}")
 
 
-def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """See ``Trial``; the process is ``roost.runtimes.prepared.trial``."""
+def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any], keep_open: int | None = None) -> Mapping[str, Any]:
+    """See ``Trial``; the process is ``roost.runtimes.prepared.fresh``.
+
+    Args:
+        order: The model.
+        changes: Fields of the job.
+        keep_open: A descriptor that the process has as well, so that whoever reads its other end sees when it is gone.
+    """
     job = {
         "backend": order.backend,
         "path": order.path,
@@ -196,15 +202,20 @@ def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any]) -> Mapping[st
         "samples_root": order.samples_root,
         "prepared": False,
         "watch": False,
-        "parent": os.getpid(),
         **changes,
     }
-    command = [sys.executable, "-P", "-m", "roost.runtimes.prepared.trial"]
+    command = [sys.executable, "-P", "-m", "roost.runtimes.prepared.fresh", str(os.getpid())]
     environment = {**os.environ, **MALLOC_ENVIRONMENT, **NO_TELEMETRY}  # as workers have it
     data = json.dumps(job).encode()
     try:
         ended = subprocess.run(
-            command, input=data, stdout=subprocess.PIPE, env=environment, timeout=TIMEOUT_S, check=False
+            command,
+            input=data,
+            stdout=subprocess.PIPE,
+            env=environment,
+            timeout=TIMEOUT_S,
+            check=False,
+            pass_fds=() if keep_open is None else (keep_open,),
         )
         answer: Mapping[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:

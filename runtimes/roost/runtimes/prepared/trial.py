@@ -1,28 +1,28 @@
-"""A fresh process in which one model is saved or measured: ``python -m roost.runtimes.prepared.trial``.
-
-What a model takes can only be told in a process that had none before. One job in JSON comes on standard input, its
-answer goes to standard output, and the process ends.
-"""
+"""What a fresh process does with one model: it saves or measures it. See ``roost.runtimes.prepared.fresh``."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import itertools
-import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from roost.core.errors import Cancelled, ResourceExhausted, RoostError
 from roost.core.figures import Figures
 from roost.core.tensors import Tensor, from_array, to_array
-from roost.runtimes.child import die_with_parent, ignore_terminal
-from roost.runtimes.memory import allocated_bytes, mappings_of, private_bytes, trim_memory
+from roost.runtimes.memory import (
+    allocated_bytes,
+    forget_peak,
+    mappings_of,
+    peak_bytes,
+    private_bytes,
+    trim_memory,
+)
 from roost.runtimes.preparer import limit_memory
 from roost.runtimes.protocol import LoadedModel, LoadSpec, PreparingRuntime, RunHandle
 
@@ -59,21 +59,8 @@ class Peak:
             self._most_bytes = max(self._most_bytes, private_bytes())
 
 
-def main() -> NoReturn:
-    """Does the job of its standard input."""
-    ignore_terminal()
-    die_with_parent()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what models and libraries print must not get into the answer
-    job = json.loads(sys.stdin.buffer.read())
-    if os.getppid() != job["parent"]:  # it died before this process asked to die with it
-        os._exit(1)
-    answers.write(json.dumps(_answer(job)).encode())
-    answers.flush()
-    os._exit(0)
-
-
-def _answer(job: Mapping[str, Any]) -> Mapping[str, Any]:
+def try_model(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Does a job; an answer with an ``error`` says why that can't be done."""
     try:
         return _do(job)
     except (MemoryError, ResourceExhausted):
@@ -132,7 +119,7 @@ def measure_model(
     started_s, started_wall_s = time.process_time(), time.monotonic()
     model = runtime.load(spec)
     load_s, load_wall_s = time.process_time() - started_s, time.monotonic() - started_wall_s
-    peak_bytes = (
+    load_peak_bytes = (
         peak.end() if peak is not None else 0
     )  # of the load: runs may take far more, and no load waits for that
     answers, first_run_s = _ask(model, samples, samples_root)
@@ -143,7 +130,7 @@ def measure_model(
         "load_wall_s": load_wall_s,
         "first_run_s": first_run_s,
         "private_bytes": taken_bytes,
-        "peak_bytes": max(taken_bytes, peak_bytes),
+        "peak_bytes": max(taken_bytes, load_peak_bytes),
         "mappings": max(0, mappings_of() - before_mappings),
         "signature": model.signature.to_json(),
         "answers": answers,
@@ -159,8 +146,10 @@ def _figures(
     started_s = time.process_time()
     model = runtime.load(spec)
     load_s = time.process_time() - started_s
-    peak_bytes = peak.end()
+    load_peak_bytes = peak.end()
     _ask(model, samples, samples_root)
+    trim_memory()
+    run_bytes = _run_bytes(model, samples, samples_root)
     trim_memory()
     first = each = _less(_taken(spec.root), before)
     if time.process_time() - started_s <= QUICK_S:
@@ -174,7 +163,28 @@ def _figures(
             if abs(allocated // len(others) - each.private_bytes) <= PAGE_BYTES // len(others):
                 each = replace(each, private_bytes=max(0, allocated) // len(others))
     shared_bytes = max(0, first.private_bytes - each.private_bytes)
-    return {**asdict(each), "load_s": load_s, "peak_bytes": max(each.private_bytes, peak_bytes - shared_bytes)}
+    most_bytes = max(each.private_bytes, load_peak_bytes - shared_bytes)
+    return {**asdict(each), "load_s": load_s, "peak_bytes": most_bytes, "run_bytes": run_bytes}
+
+
+def _run_bytes(model: LoadedModel, samples: Sequence[Mapping[str, Any]], root: str) -> int:
+    """What a run takes for a row while it lasts, of a model that has run before; 0 if that can't be said."""
+    from roost.runtimes.prepared.inputs import inputs_to_try
+
+    specs = model.signature.inputs
+    is_batch = bool(specs) and all(spec.shape and spec.shape[0] < 0 for spec in specs)
+    for inputs in itertools.islice(inputs_to_try(specs, samples, root), ATTEMPTS):
+        tensors = [from_array(spec.name, spec.datatype, inputs[spec.name]) for spec in specs]
+        before_bytes = peak_bytes() if forget_peak() else 0
+        try:
+            model.run(tensors, (), RunHandle())
+        except (Cancelled, ResourceExhausted):
+            break
+        except RoostError:  # it does not take these
+            continue
+        rows = max(1, tensors[0].shape[0]) if is_batch else 1
+        return (peak_bytes() - before_bytes) // rows if before_bytes else 0
+    return 0
 
 
 def _more(
@@ -243,7 +253,3 @@ def _digest(outputs: Sequence[Tensor]) -> str:
         array = to_array(tensor)
         total.update(repr(array.tolist()).encode() if tensor.datatype == "BYTES" else array.tobytes())
     return total.hexdigest()
-
-
-if __name__ == "__main__":
-    main()
