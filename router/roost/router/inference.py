@@ -127,9 +127,10 @@ class Inference:
         if not revision.decoupled:
             yield await self._run(revision, request)
             return
-        classes, taken = await self._check(revision, request)
         stream = ResponseStream()
-        ticket = self._mesh.submit(revision, request, stream.end, taken, stream=stream)
+        with self._mesh.loader.claimed(revision):
+            classes, taken = await self._check(revision, request)
+            ticket = self._mesh.submit(revision, request, stream.end, taken, stream=stream)
         try:
             final = False
             while not final:
@@ -201,8 +202,9 @@ class Inference:
     async def _run(self, revision: Revision, request: InferRequest, *, again: bool = True) -> InferResponse:
         """Answers a request to a model that is not decoupled."""
         try:
-            classes, taken = await self._check(revision, request)
-            response = await outcome_of(lambda done: self._mesh.submit(revision, request, done, taken))
+            with self._mesh.loader.claimed(revision):  # what is loaded to check the request stays until it is run
+                classes, taken = await self._check(revision, request)
+                response = await outcome_of(lambda done: self._mesh.submit(revision, request, done, taken))
             assert response is not None
             return response if classes is None else await self._classify(response, classes)
         except Unavailable:

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from roost.core.errors import Cancelled, Internal, Limit, RoostError, Unavailable
@@ -194,6 +195,15 @@ class Loader:
             against the revision only if it has no other instance.
         """
         return self.ensure(revision, priority=priority, older_than=older_than, kept=True)
+
+    @contextmanager
+    def claimed(self, revision: Revision) -> Iterator[None]:
+        """Protects the instances of a revision as a request in its queue does, until the block ends."""
+        self._ledger.claim(revision, time.monotonic())
+        try:
+            yield
+        finally:
+            self.left(revision, self._ledger.unclaim(revision))
 
     def left(self, revision: Revision, idle: bool) -> None:
         """Somebody does not wait for a revision any more; an instance may be idle by that."""
