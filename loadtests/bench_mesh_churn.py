@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from roost.server.sizing import USED_VERSION_BYTES
 
 from loadtests.bench_load import LoadFailed
 from loadtests.bench_mesh_asked import Asked, Seen, asked, draw, zipf_shares
@@ -111,7 +112,8 @@ def churn(scale: Scale, folder: Path) -> Findings:
         load_all(tight, questions, np.arange(len(_WARM_NAMES), dtype=np.uint32))
         peak = Peak()
         runs = _in_turn(roomy, tight, catalogue, scale, peak)
-        _judge(found, runs, peak, base_bytes, budget_bytes)
+        used = np.unique(np.concatenate([run.picks for run in runs.tight]))
+        _judge(found, runs, peak, base_bytes + len(used) * USED_VERSION_BYTES, budget_bytes)
         loads, evictions = (int(tight.metric(f"roost_{what}_total")) for what in ("loads", "evictions"))
         if roomy.metric("roost_evictions_total"):
             found.troubles.append("the server that was to have room for all models evicted some")
@@ -150,7 +152,8 @@ def _judge(found: Findings, runs: _Churned, peak: Peak, base_bytes: int, budget_
     found.shown("p50 of all requests, with churn, ms", [run.quantile_s(0.5) * 1e3 for run in runs.tight])
     found.shown("p99 of all requests, with churn, ms", [run.quantile_s(0.99) * 1e3 for run in runs.tight])
     found.notes.append(
-        f"base: {base_bytes / 1e6:.0f} MB, all processes before the first load; budget: {budget_bytes / 1e6:.0f} MB, "
+        f"base: {base_bytes / 1e6:.0f} MB, all processes before the first load and what the server keeps of versions "
+        f"that were used; budget: {budget_bytes / 1e6:.0f} MB, "
         f"a {FIT}th of what all models are accounted with; at most {peak.text()}"
     )
     for run in runs.roomy:

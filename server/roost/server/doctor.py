@@ -19,7 +19,7 @@ from roost.server.derived import mesh_settings
 from roost.server.doctor_checks import Finding, Verdict, budget_bytes, check_folders, check_machine, limits
 from roost.server.known_sizes import known_sizes
 from roost.server.layers import read_layers
-from roost.server.sizing import Fit, ModelSize, Repositories, fit, read_repositories
+from roost.server.sizing import USED_VERSION_BYTES, Fit, ModelSize, Repositories, fit, read_repositories
 
 _HELP = """usage: roost doctor [--json] [FLAGS OF roost serve]
 
@@ -81,8 +81,10 @@ def _read(config: ServeConfig) -> Repositories:
 
 
 def _repositories(found: Repositories, result: Fit) -> Finding:
+    kept_bytes = len(found.sizes) * USED_VERSION_BYTES
     text = (
-        f"{found.models:,} models, {len(found.sizes):,} versions, {format_bytes(result.total_bytes)} if all are loaded"
+        f"{found.models:,} models, {len(found.sizes):,} versions, {format_bytes(result.total_bytes)} if all are "
+        f"loaded, and {format_bytes(kept_bytes)} in the server"
     )
     bad = [f"{name}: {reason}" for name, reason in found.broken]
     bad += [f"{size.name}: {_shown(size)} is more than there may be" for size in result.too_large]

@@ -24,6 +24,8 @@ OTHER_KINDS_BYTES: Mapping[str, int] = {
 }
 """What the processes of another kind take before a model is loaded: the first worker and what it is forked from; more
 workers take little besides."""
+USED_VERSION_BYTES = 14 << 10
+"""What the server keeps of each version that was used since the start, loaded or not; measured with ``simple``."""
 MEMORY_SHARE = 0.7
 MAPPED_SHARE = 0.9
 """Of the memory, for models and the files that they map; what is left is for requests, answers and the system."""
