@@ -204,6 +204,7 @@ class Loader:
             yield
         finally:
             self.left(revision, self._ledger.unclaim(revision))
+            self.sweep(revision)
 
     def left(self, revision: Revision, idle: bool) -> None:
         """Somebody does not wait for a revision any more; an instance may be idle by that."""
