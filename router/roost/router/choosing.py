@@ -58,13 +58,17 @@ def _has_room(instance: Instance, now: float) -> bool:
             return False
     if worker.has_slot:
         return True
-    if not is_short(next(iter(worker.waiting), revision), now):
+    if not is_short(next(iter(worker.waiting), revision)):
         return False  # whose turn it is would wait for ever if others were always there before a slot is free
     pace = revision.pace
-    return pace.is_known(now) and worker.takes(pace.estimate(min(waiting, max(1, limit))), now)
+    return pace.single_s > 0 and worker.takes(pace.estimate(min(waiting, max(1, limit))), now)
 
 
-def is_short(revision: Revision, now: float) -> bool:
-    """Whether its next batch may wait in a worker, as it will be over in an instant."""
+def is_short(revision: Revision) -> bool:
+    """Whether its next batch may wait in a worker, as it will be over in an instant.
+
+    What was learned of it counts however old it is: among thousands of models hardly one was run lately, and one that
+    is not short any more keeps others waiting once.
+    """
     limit, pace = revision.limits.max_rows, revision.pace
-    return pace.is_known(now) and pace.estimate(min(revision.queued_rows, limit) if limit > 1 else 1) <= SHORT_S
+    return pace.single_s > 0 and pace.estimate(min(revision.queued_rows, limit) if limit > 1 else 1) <= SHORT_S

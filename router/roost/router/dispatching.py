@@ -233,7 +233,7 @@ class Dispatcher:
             if not waiting or not worker.takes(0.0, now):
                 break
             turn = next(iter(waiting))
-            if not worker.has_slot and not is_short(turn, now):
+            if not worker.has_slot and not is_short(turn):
                 break  # it keeps its turn, and gets the next slot
             del waiting[turn]
             self.pump(turn, once=True)

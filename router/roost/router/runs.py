@@ -59,7 +59,7 @@ class Runs:
             if pending.deadline < deadline:
                 deadline = pending.deadline
         batch.rows, batch.deadline = rows, deadline
-        batch.predicted_s = revision.pace.estimate(rows) if revision.pace.is_known(now) else SHORT_S
+        batch.predicted_s = revision.pace.estimate(rows) or SHORT_S
         self._ledger.lease(instance.id, now)
         instance.leases += 1
         if not instance.runs:

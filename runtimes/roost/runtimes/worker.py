@@ -151,6 +151,7 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
     from roost.core.frames import VERSION, FrameError, FrameType, control_frame
     from roost.runtimes.executor import Executor
     from roost.runtimes.link import Link, until_readable
+    from roost.runtimes.niceness import take_short_turns
     from roost.runtimes.shared import Shared
 
     arena = _map(assignment.arena_fd) if assignment.arena_fd is not None else None
@@ -159,6 +160,7 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
     # What the imports made stays for good; collections need not look at it.
     gc.freeze()
     gc.set_threshold(*_COLLECTIONS)
+    take_short_turns()
     hello = {
         "version": VERSION,
         "kind": options.kind,

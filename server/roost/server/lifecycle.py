@@ -40,6 +40,7 @@ from roost.router.store_sqlite import SqliteStore
 from roost.router.traffic import Traffic, load_routes
 from roost.runtimes.adapters import KINDS, installed_runtimes, runtime_names
 from roost.runtimes.memory import private_bytes, shared_out_bytes
+from roost.runtimes.niceness import take_short_turns
 from roost.runtimes.prepared.cache import CopyCache
 from roost.server.admin import build_admin_app, build_metrics_app
 from roost.server.arguments import ConfigError
@@ -47,7 +48,7 @@ from roost.server.client_memory import ClientMemory
 from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
 from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
-from roost.server.garbage import collect_when_idle
+from roost.server.garbage import collect_when_idle, frozen_survivors
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.idle_memory import trim_when_idle
 from roost.server.known_sizes import STORE_FILE
@@ -141,7 +142,13 @@ async def _serve(
     signals = _Signals()
     learned = Learned(SqliteStore(state_dir / STORE_FILE))
     started = time.monotonic()
-    with contextlib.closing(learned), _copy_cache(config) as cache, thread_pool(_THREADS, "other") as others:
+    with (
+        contextlib.closing(learned),
+        _copy_cache(config) as cache,
+        thread_pool(_THREADS, "other") as others,
+        frozen_survivors(),
+    ):
+        take_short_turns()
         asyncio.get_running_loop().set_default_executor(others)
         running = router(
             repositories,
