@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
-from roost.core.frames import ALIGNMENT, HEADER_BYTES, FrameError, Header, unpack_header
+from roost.core.errors import Code
+from roost.core.frames import ALIGNMENT, HEADER_BYTES, FrameError, Header, error_frame, unpack_header
 from roost.core.tensors import Buffer
 
 _MAX_BUFFERS = 1024  # IOV_MAX: more in one call are refused
@@ -123,6 +124,14 @@ class Link:
             raise FrameError("the link ended in the middle of a frame")
         self._filled += count
         return count > 0
+
+    def fill_or_refuse(self) -> bool:
+        """As ``fill``, but answers a payload for which there is no memory with RESOURCE_EXHAUSTED and goes on."""
+        try:
+            return self.fill()
+        except PayloadTooLarge as error:
+            self.send([error_frame(error.header.request, Code.RESOURCE_EXHAUSTED, str(error))])
+            return True
 
     def detach(self) -> None:
         """Leaves the buffer to the payloads that were taken from it: what follows is read into another one."""

@@ -15,10 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from roost.core.errors import Code
-from roost.core.frames import FrameType, Header, error_frame
+from roost.core.frames import FrameType, Header
 from roost.core.tensors import Buffer
-from roost.runtimes.link import Frame, Link, PayloadTooLarge
+from roost.runtimes.link import Frame, Link
 from roost.runtimes.runs import READING_THREADS, Job, Runs
 
 _ROUND_S = 0.01
@@ -85,7 +84,7 @@ class Reading:
             frame = self._link.take()
             if frame is None:  # so a thread that waits does not keep the last batch or its model alive
                 self._send_unsent()
-                if not self._fill():
+                if not self._link.fill_or_refuse():
                     return True
             elif frame.header.type is FrameType.RUN:
                 if not self._run(frame, thread):
@@ -93,13 +92,6 @@ class Reading:
             else:
                 self._send_unsent()
                 self._control(frame.header, frame.payload)
-
-    def _fill(self) -> bool:
-        try:
-            return self._link.fill()
-        except PayloadTooLarge as error:
-            self._link.send([error_frame(error.header.request, Code.RESOURCE_EXHAUSTED, str(error))])
-            return True
 
     def _run(self, frame: Frame, thread: int) -> bool:
         """Does a quick run, or hands it over; False if it was not quick, and the other thread reads now."""

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from roost.core.errors import Code, FailedPrecondition, error_of
+from roost.core.errors import FailedPrecondition, error_of
 from roost.core.frames import (
     Call,
     FrameType,
@@ -33,7 +33,7 @@ from roost.core.frames import (
     parse_run,
 )
 from roost.runtimes.child import die_with_parent, name_process
-from roost.runtimes.link import Frame, Link, PayloadTooLarge, until_readable
+from roost.runtimes.link import Frame, Link, until_readable
 from roost.runtimes.python.job import Job
 from roost.runtimes.python.opening import Order, Served, open_model
 from roost.runtimes.python.saying import say, set_up_output
@@ -230,19 +230,12 @@ class Host:
 
     def _read(self) -> None:
         try:
-            while self._take() or self._fill():
+            while self._take() or self._link.fill_or_refuse():
                 pass
         except BaseException as error:
             say("E", f"the link of the model's process is broken: {type(error).__name__}")
             os._exit(FAILED)
         os._exit(0)  # nobody is left to work for, whatever the model does now
-
-    def _fill(self) -> bool:
-        try:
-            return self._link.fill()
-        except PayloadTooLarge as error:
-            self._link.send([error_frame(error.header.request, Code.RESOURCE_EXHAUSTED, str(error))])
-            return True
 
     def _take(self) -> bool:
         """Does what the next frame says; False if there is none."""
