@@ -18,8 +18,14 @@ class Curve:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, rate_per_s: float, share_in_time: float) -> None:
-        """Takes in a run at a higher rate than those before."""
+        """Takes in a run at a higher rate than those before, or one more at the last rate, of which the better counts."""
+        if self.points and self.points[-1][0] == rate_per_s:
+            share_in_time = max(share_in_time, self.points.pop()[1])
         self.points.append((rate_per_s, share_in_time))
+
+    def fell_a_little_short(self, rate_per_s: float) -> bool:
+        """Whether that was the last rate, and so many were in time that another run may tell otherwise."""
+        return bool(self.points) and self.points[-1][0] == rate_per_s and _LOST_SHARE <= self.points[-1][1] < GOOD_SHARE
 
     @property
     def is_over(self) -> bool:

@@ -49,5 +49,17 @@ def test_climbing_goes_on_after_one_bad_run() -> None:
     assert curve((10, 1.0), (20, 0.89), (30, 0.5)).is_over
 
 
+@pytest.mark.parametrize(
+    ("shares", "is_asked_again", "knee"), [((0.97, 1.0), True, 20), ((1.0, 0.5), False, 20), ((0.8, 1.0), False, 20)]
+)
+def test_one_bad_moment_does_not_decide(shares: tuple[float, float], is_asked_again: bool, knee: float) -> None:
+    drawn = curve((10, 1.0), (20, shares[0]))
+    assert drawn.fell_a_little_short(20) is is_asked_again
+    assert not drawn.fell_a_little_short(10)
+    drawn.add(20, shares[1])
+    assert drawn.points[-1] == (20, max(shares))
+    assert drawn.knee_per_s() == knee
+
+
 def test_rates_rise_to_the_highest() -> None:
     assert list(rates(1.0, 8.0, 2.0)) == [1.0, 2.0, 4.0, 8.0]
