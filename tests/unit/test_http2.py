@@ -615,6 +615,7 @@ async def test_a_stream_that_begins_with_the_answer_to_the_last_ping_is_answered
     assert client.frames() == [(frames.GOAWAY, 0, 0, struct.pack(">II", 1, 0))]
     client.send(data(1, infer("a")))
     assert response_of((await client.answers())[1][1]).id == "a"
+    client.send(frame(frames.PING, frames.ACK, 0, b"roostbye"))
     await draining
 
 
@@ -636,7 +637,7 @@ async def test_what_a_lost_connection_would_send_keeps_nothing_of_others() -> No
     assert client.transport.sent.endswith(b"in time")
 
 
-async def test_draining_answers_what_was_on_its_way_and_takes_nothing_after_that() -> None:
+async def test_draining_answers_what_was_on_its_way_and_closes_when_the_client_has_read_it() -> None:
     release = asyncio.Event()
     plane = FakeDataPlane()
 
@@ -657,6 +658,8 @@ async def test_draining_answers_what_was_on_its_way_and_takes_nothing_after_that
     release.set()
     answers = await client.answers(2)
     assert {stream_id: response_of(body).id for stream_id, (_, body) in answers.items()} == {1: "a", 3: "b"}
+    assert not client.transport.is_closed
+    client.send(frame(frames.PING, frames.ACK, 0, b"roostbye"))
     await draining
     assert client.transport.is_closed
 

@@ -34,6 +34,7 @@ _LINGER_S: Final = 1.0
 _SHORTEST_PROBE_S: Final = 0.01
 _IDLE_PING_S: Final = 7200.0  # how often clients without calls may ping if the server itself would not
 _DRAIN_PING: Final = b"roostend"
+_LAST_PING: Final = b"roostbye"
 _KEEPALIVE_PING: Final = b"roostbit"
 
 
@@ -51,6 +52,8 @@ class GrpcConnection(Connection[CallHead]):
         self.peer = ""
         self._is_draining = False
         self._is_refusing = False
+        self._is_parting = False
+        self._answers_at_drain = 0
         self._timers: list[asyncio.TimerHandle] = []
         self._probe_timer: asyncio.TimerHandle | None = None
         self._probes = 0  # since an answer was sent
@@ -88,6 +91,7 @@ class GrpcConnection(Connection[CallHead]):
         if self._is_draining or self.is_lost:
             return
         self._is_draining = True
+        self._answers_at_drain = self.output.answers
         self.announce_end()
         # What the client sent before it heard of it was on its way when its answer to this is here.
         self.ping(_DRAIN_PING, self._refuse)
@@ -118,7 +122,18 @@ class GrpcConnection(Connection[CallHead]):
             self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._is_refusing and not self.streams and not self.is_lost:
+        if not self._is_refusing or self.streams or self.is_lost or self._is_parting:
+            return
+        self._is_parting = True
+        if self.output.answers == self._answers_at_drain:
+            self.close()
+            return
+        # gRPC's C core drops the answers of a call whose end it reads together with that of the connection.
+        self.ping(_LAST_PING, self._part)
+        self._timers.append(self._loop.call_later(_LAST_BYTES_S, self._part))
+
+    def _part(self) -> None:
+        if not self.is_lost:
             self.close()
 
     def _retire(self) -> None:
