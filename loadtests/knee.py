@@ -18,7 +18,7 @@ class Curve:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, rate_per_s: float, share_in_time: float) -> None:
-        """Takes in a run at a higher rate than those before, or one more at the last rate, of which the better counts."""
+        """Takes in a run at a higher rate than those before, or another at the last one: the better counts."""
         if self.points and self.points[-1][0] == rate_per_s:
             share_in_time = max(share_in_time, self.points.pop()[1])
         self.points.append((rate_per_s, share_in_time))
