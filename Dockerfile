@@ -25,7 +25,7 @@ COPY . /src
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /opt/dist /src
 RUN python3 -m venv /opt/roost \
-    && case "${VARIANT}" in cuda) extra=onnx-gpu ;; *) extra=onnx ;; esac \
+    && case "${VARIANT}" in cuda) extra=onnx-gpu,gpu ;; *) extra=onnx ;; esac \
     && /opt/roost/bin/pip install --no-cache-dir "$(echo /opt/dist/roost-*.whl)[${extra}${EXTRAS:-}]"
 
 # hadolint ignore=DL3006

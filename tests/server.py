@@ -156,6 +156,16 @@ class RoostServer:
             connection.close()
         return response.status, json.loads(body) if body else None
 
+    def events(self, model: str, document: Mapping[str, Any]) -> list[Any]:
+        """What a model streams over REST, as server-sent events."""
+        connection = http.client.HTTPConnection(HOST, self.ports["http"], timeout=DEADLINE_S)
+        try:
+            connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps(document))
+            lines = connection.getresponse().read().decode().splitlines()
+        finally:
+            connection.close()
+        return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
     def _get(self, port: str, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(HOST, self.ports[port], timeout=DEADLINE_S)
         try:

@@ -6,8 +6,10 @@ Each case is a model file and what its framework says of some rows, in ``NAME.np
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,6 +170,14 @@ class Stranger:
         return np.zeros(len(rows))
 
 
+class Forker(Stranger):
+    """Goes on in two processes."""
+
+    def predict(self, rows: Array) -> Array:
+        os.fork()
+        return super().predict(rows)
+
+
 def _bad(folder: Path, rows: Array, classes: Array) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.tree import DecisionTreeClassifier
@@ -176,6 +186,12 @@ def _bad(folder: Path, rows: Array, classes: Array) -> None:
     dump(LogisticRegression(), folder / "unfitted.skops")
     dump({"a": 1}, folder / "dictionary.skops")
     dump(Stranger(), folder / "stranger.skops")
+    (folder / "forker.pkl").write_bytes(pickle.dumps(Forker().fit(rows)))
+    sparse = LogisticRegression().fit(rows, classes).sparsify()
+    sparse.coef_.indices[0] = 1 << 30
+    dump(sparse, folder / "sparse.skops")
+    with zipfile.ZipFile(folder / "bomb.skops", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("schema.json", bytes(70 << 20))
     (folder / "disguised.skops").write_bytes(pickle.dumps(LogisticRegression().fit(rows, classes)))
     for name, change in _DAMAGES.items():
         model = DecisionTreeClassifier(max_depth=3, random_state=0).fit(rows, classes)

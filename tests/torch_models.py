@@ -159,6 +159,9 @@ def silero(folder: Path) -> None:
     with torch.inference_mode():
         speech = torch.stack([model(chunk, 16000) for chunk in sound])
     answers(folder, "silero", {"x": sound}, {"y": speech})
+    rows = {f"x{n}": sound[:n, 0] for n in (3, 2)}  # another number of rows makes it begin anew
+    with torch.inference_mode():
+        answers(folder, "silero_rows", rows, {f"y{n}": model(rows[f"x{n}"], 16000) for n in (3, 2)})
 
 
 def exports(folder: Path) -> None:
@@ -174,6 +177,10 @@ def exports(folder: Path) -> None:
     edited(folder, "pickled", "data/weights/model_weights_config.json", pickled, source="conv")
     edited(folder, "calls", "models/model.json", calls, source="both")
     edited(folder, "samples", "data/sample_inputs/model.pt", partial(samples, folder / "was-run"), source="both")
+    edited(folder, "short", "data/0", lambda data: data[:-4], source="conv", suffix="pt")
+    # The number of rows has no limit here.
+    rows = torch.export.Dim("rows")
+    save(folder, "open", torch.export.export(Both(), (a, b), dynamic_shapes=({0: rows}, {0: rows})))
 
 
 def save(folder: Path, name: str, program: torch.export.ExportedProgram) -> None:
@@ -185,16 +192,18 @@ def answers(folder: Path, name: str, inputs: Mapping[str, torch.Tensor], outputs
     np.savez(folder / f"{name}.npz", **arrays)
 
 
-def edited(folder: Path, name: str, entry: str, edit: Callable[[bytes], bytes], source: str) -> None:
+def edited(
+    folder: Path, name: str, entry: str, edit: Callable[[bytes], bytes], source: str, suffix: str = "pt2"
+) -> None:
     """Copies an archive with one entry changed."""
     target = io.BytesIO()
-    with zipfile.ZipFile(folder / f"{source}.pt2") as old, zipfile.ZipFile(target, "w") as new:
+    with zipfile.ZipFile(folder / f"{source}.{suffix}") as old, zipfile.ZipFile(target, "w") as new:
         for item in old.infolist():
             data = old.read(item)
             if item.filename.split("/", 1)[1] == entry:
                 data = edit(data)
             new.writestr(item.filename, data)
-    (folder / f"{name}.pt2").write_bytes(target.getvalue())
+    (folder / f"{name}.{suffix}").write_bytes(target.getvalue())
 
 
 def pickled(data: bytes) -> bytes:

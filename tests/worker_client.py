@@ -118,6 +118,11 @@ class WorkerClient:
                 return frame
             self._backlog.append(frame)
 
+    def answers_to(self, requests: Sequence[int]) -> list[Frame]:
+        """Frames for these requests that have come and that nobody has waited for."""
+        self.status()
+        return [frame for frame in self._backlog if frame.request in requests]
+
     def begin(self, type_: FrameType, **fields: Any) -> int:
         """Sends a control request and gives its id."""
         request = next(self._requests)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,23 @@ def repository(tmp_path: Path) -> Path:
     """An empty model repository."""
     folder = tmp_path / "models"
     folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models of PyTorch and what it answers, made once for all tests that need them."""
+    return _made("tests.torch_models", tmp_path_factory.mktemp("torch"))
+
+
+@pytest.fixture(scope="session")
+def tabular_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Likewise, of scikit-learn, XGBoost and LightGBM."""
+    return _made("tests.tabular_models", tmp_path_factory.mktemp("tabular"))
+
+
+def _made(program: str, folder: Path) -> Path:
+    subprocess.run([sys.executable, "-m", program, str(folder)], check=True, timeout=100)
     return folder
 
 

@@ -270,6 +270,13 @@ def test_bad_models_are_refused(worker: WorkerClient, tmp_path: Path, code: str,
     assert str(tmp_path) not in caught.value.message
 
 
+def test_what_a_class_says_of_itself_is_checked(worker: WorkerClient, tmp_path: Path) -> None:
+    outputs = 'inputs = {"x": ("FP32", [-1])}; outputs = {"y" * 70_000: ("FP32", [-1])}'
+    file = write_python(tmp_path / "bad", f"from roost.runtimes import Model\nclass Bad(Model):\n    {outputs}", "")
+    with pytest.raises(InvalidArgument, match="a name of 70000 bytes"):
+        worker.load(50, file, options_of(file), backend="python")
+
+
 def test_code_has_to_be_allowed(worker: WorkerClient, tmp_path: Path) -> None:
     file = write_python(tmp_path / "m", "import os; os.abort()")
     with pytest.raises(FailedPrecondition, match="--allow-code"):
@@ -277,7 +284,7 @@ def test_code_has_to_be_allowed(worker: WorkerClient, tmp_path: Path) -> None:
 
 
 DOES = """
-    import os, re, sys, time
+    import os, re, subprocess, sys, time
     import numpy as np
     from roost.core.errors import InvalidArgument
     from roost.runtimes import Model
@@ -311,7 +318,15 @@ DOES = """
         def leaves(self): os._exit(7)
         def prints(self): sys.stdout.write(("spam " * 20 + "\\n") * 200_000); print("last words")
         def spins(self): re.match(r"(a+)+$", "a" * 64 + "b")
-        def child(self): __import__("subprocess").Popen(["sleep", "1000"], process_group=None)
+        def moves(self): os.setpgid(0, os.getpgid(os.getppid())); self.spins()
+        def child(self): subprocess.Popen(["sleep", "1000"], process_group=None)
+        def daemon(self): return {"y": np.float32([subprocess.Popen(["sleep", "1000"], start_new_session=True).pid])}
+        def spams(self):
+            subprocess.Popen(["yes", "spam"], start_new_session=True)
+            os._exit(5)
+        def signals(self): os.kill(os.getpid(), 40)
+        def interrupts(self): raise KeyboardInterrupt
+        def closes(self): os.close(1); os.close(2); raise ValueError("and goes on")
 """
 DO = """
 input { name: "do" data_type: TYPE_STRING dims: [ 1 ] }
@@ -330,24 +345,34 @@ def test_bad_runs_harm_nobody_else(worker: WorkerClient, load: Load, tmp_path: P
         ("exit", Internal, "the model failed: it called sys.exit"),
         ("missing", Internal, "AttributeError"),
         ("blames", InvalidArgument, "no such thing"),
+        ("interrupts", Internal, "the model failed: KeyboardInterrupt"),
     ]
     for what, error, message in expected:
         with pytest.raises(error, match=message):
             worker.run(model, text(what))
     for what in ("forked", "chdir", "child", "prints"):
         worker.run(model, text(what))
-    assert y_of(worker.run(model, text("fine"))) == [12]  # all in the same process
+    assert y_of(worker.run(model, text("fine"))) == [13]  # all in the same process
     wait_for(lambda: "lines were left out" in worker.stderr(), "the end of the flood")
     assert len(worker.stderr()) < 1 << 20
-    for what, message in (("segfault", "was ended by SIGSEGV"), ("leaves", "ended with exit code 7")):
+    with pytest.raises(Internal, match="and goes on"):
+        worker.run(model, text("closes"))
+    ends = {
+        "segfault": "was ended by SIGSEGV",
+        "leaves": "ended with exit code 7",
+        "signals": "was ended by signal 40",
+        "spams": "ended with exit code 5",
+    }
+    for what, message in ends.items():
         with pytest.raises(Unavailable, match=f"the model's process {message}"):
             worker.run(model, text(what))
         assert y_of(worker.run(model, text("fine"))) == [1]  # a new one
 
 
-def test_a_model_that_spins_is_ended(worker: WorkerClient, load: Load, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["spins", "moves"])
+def test_a_model_that_spins_is_ended(worker: WorkerClient, load: Load, tmp_path: Path, what: str) -> None:
     model = load(write_python(tmp_path / "does", DOES, DO))
-    request = worker.begin_run(model, text("spins"))
+    request = worker.begin_run(model, text(what))
     worker.wait_until_begun(request)
     worker.cancel(request)
     with pytest.raises(Cancelled):
@@ -378,6 +403,28 @@ def test_processes_end_with_their_worker_and_model(tmp_path: Path) -> None:
         os.kill(worker.process.pid, signal.SIGKILL)
         hosts[0].wait(30)
         sleeper.kill()  # what it has started lives on
+
+
+def test_daemons_end_with_their_model_and_with_a_worker_that_ends_well(tmp_path: Path) -> None:
+    file = write_python(tmp_path / "does", DOES, DO)
+    with WorkerClient(kind="python") as worker:
+        daemons = []
+        for instance in (1, 2):
+            worker.load(instance, file, options_of(file), backend="python")
+            daemons.append(psutil.Process(int(y_of(worker.run(instance, text("daemon")))[0])))
+        worker.unload(1)
+        daemons[0].wait(30)
+        assert daemons[1].is_running()
+    daemons[1].wait(30)
+
+
+@pytest.mark.parametrize(
+    "body", ["raise asyncio.CancelledError", "asyncio.get_running_loop().stop(); await asyncio.sleep(9)"]
+)
+def test_who_cancels_himself_was_not_cancelled(worker: WorkerClient, load: Load, tmp_path: Path, body: str) -> None:
+    model = load(plain(tmp_path / "m", "async def", body))
+    with pytest.raises(Internal, match="the model failed: CancelledError"):
+        worker.run(model, x(1))
 
 
 def test_a_model_has_its_own_environment(worker: WorkerClient, load: Load, tmp_path: Path) -> None:

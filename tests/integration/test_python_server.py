@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tests.python_models import DECOUPLED, ONE_TO_ONE, write_python
-from tests.server import DEADLINE_S, HOST, RoostServer, started
+from tests.server import RoostServer, started
 
 HELLO = Path(__file__).parents[2] / "examples" / "hello"
 MIB = 1 << 20
@@ -33,17 +31,6 @@ def ask(server: RoostServer, model: str, name: str, datatype: str, *values: Any)
     return server.post(f"/v2/models/{model}/infer", {"inputs": [tensor]})
 
 
-def stream(server: RoostServer, model: str, x: float) -> list[Any]:
-    """What comes as server-sent events."""
-    connection = http.client.HTTPConnection(HOST, server.ports["http"], timeout=DEADLINE_S)
-    try:
-        connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps({"x": [x]}))
-        lines = connection.getresponse().read().decode().splitlines()
-    finally:
-        connection.close()
-    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-
-
 def test_models_that_are_programs(repository: Path, tmp_path: Path) -> None:
     shutil.copytree(HELLO, repository / "hello")
     write_python(repository / "counts", COUNTS, ONE_TO_ONE + DECOUPLED)
@@ -57,10 +44,10 @@ def test_models_that_are_programs(repository: Path, tmp_path: Path) -> None:
         assert (status, document["outputs"][0]["data"]) == (200, ["Hello, Ada!", "Hello, Alan!"])
         (instance,) = server.instances()
         assert 5 * MIB < instance["bytes"] < 200 * MIB  # its own process, not an estimate from the file
-        assert [event["y"] for event in stream(server, "counts", 3)] == [0, 1, 2]
-        _, failure = stream(server, "counts", -1)
+        assert [event["y"] for event in server.events("counts", {"x": [3]})] == [0, 1, 2]
+        _, failure = server.events("counts", {"x": [-1]})
         assert "the model's process ended with exit code 1" in failure["error"]
-        assert [event["y"] for event in stream(server, "counts", 1)] == [0]
+        assert [event["y"] for event in server.events("counts", {"x": [1]})] == [0]
         assert ask(server, "hello", "name", "BYTES", "Ada")[0] == 200
         (worker,) = (worker for worker in server.status()["workers"] if worker["kind"] == "python")
         assert worker["restarts"] == 0
@@ -125,7 +112,17 @@ def test_a_model_that_takes_more_than_the_budget(repository: Path, tmp_path: Pat
             def predict(self, request):
                 return {"y": request["x"]}
     """
+    grows = """
+        import time
+        from roost.runtimes import Model
+
+        class Grows(Model):
+            def predict(self, request):
+                self.hoard = bytearray(b"x") * (256 << 20)
+                time.sleep(60)
+    """
     write_python(repository / "greedy", greedy)
+    write_python(repository / "grows", grows)
     shutil.copytree(HELLO, repository / "hello")
     with started(
         repository, tmp_path / "server", "--workers", "1", "--memory-budget", "64MiB", "--allow-code"
@@ -135,4 +132,6 @@ def test_a_model_that_takes_more_than_the_budget(repository: Path, tmp_path: Pat
             status, document = ask(server, "greedy", "x", "FP32", 1)
             assert (status, "the memory budget has for it" in document["error"]) == (429, True), document
         assert server.resident() == {"hello"}
+        status, document = ask(server, "grows", "x", "FP32", 1)
+        assert (status, "more than the 128 MiB" in document["error"]) == (429, True), document
         assert ask(server, "hello", "name", "BYTES", "Ada")[0] == 200

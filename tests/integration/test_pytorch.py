@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distribution
@@ -17,7 +15,8 @@ import numpy.typing as npt
 import pytest
 from roost.core.errors import FailedPrecondition, Internal, InvalidArgument, RoostError
 from roost.core.frames import FrameType, Region, Run, WireTensor
-from roost.core.tensors import DATATYPES, Tensor, from_array
+from roost.core.tensors import DATATYPES, Signature, Tensor, from_array
+from roost.server.inspection.torch_file import look_at_torch
 
 from tests.worker_client import ARENA_BYTES, WorkerClient, arrays_of
 
@@ -30,10 +29,8 @@ ROWS: Rows = [("x", "FP32", (-1,))]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pytorch")
-    subprocess.run([sys.executable, "-m", "tests.torch_models", str(folder)], check=True, timeout=100)
-    return folder
+def models(torch_models: Path) -> Path:
+    return torch_models
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +106,11 @@ def test_an_exported_program_says_what_it_takes(worker: WorkerClient, models: Pa
         assert model.signature["inputs"][0][0] == "INPUT__0"
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pt2"])
-def test_outputs_by_name(worker: WorkerClient, models: Path, suffix: str) -> None:
+@pytest.mark.parametrize("file", ["both.pt", "both.pt2", "open.pt2"])
+def test_outputs_by_name(worker: WorkerClient, models: Path, file: str) -> None:
     known = expected(models, "both")
     sums: Rows = [("difference", "FP32", (-1, 4)), ("sum", "FP32", (-1, 4))]
-    with Loaded(worker, models / f"both.{suffix}", A_AND_B, sums) as model:
+    with Loaded(worker, models / file, A_AND_B, sums) as model:
         found = model.run(b=known["b"], a=known["a"])
         assert found.keys() == {"sum", "difference"}
         for name, array in found.items():
@@ -247,6 +244,7 @@ def test_bad_inputs(
         ("garbage.pt", InvalidArgument, "broken or no model"),
         ("missing.pt", InvalidArgument, "can't be read: No such file"),
         ("cut.pt", InvalidArgument, "broken or no model"),
+        ("short.pt", InvalidArgument, "a tensor is larger than what the archive has of it"),
         ("conv.pt", InvalidArgument, "does not say what its input 'x' is: list all inputs and outputs"),
     ],
 )
@@ -314,3 +312,11 @@ def test_values_that_are_nested(worker: WorkerClient, models: Path) -> None:
         np.testing.assert_array_equal(found["OUTPUT__0"], np.full(3, 6, np.float32))
         with pytest.raises(InvalidArgument, match="is 5, and has to be 6"):
             model.run(**dict(zip(names, (one, two[:5], one), strict=True)))
+
+
+@pytest.mark.parametrize("name", ["conv", "both", "nested", "wide"])
+def test_an_exported_program_is_described_without_a_load(worker: WorkerClient, models: Path, name: str) -> None:
+    found = look_at_torch(str(models / f"{name}.pt2"), {})
+    with Loaded(worker, models / f"{name}.pt2") as model:
+        assert found.signature == Signature.from_json(model.signature)
+    assert not found.problems

@@ -5,20 +5,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from roost.core.errors import InvalidArgument
 from roost.core.frames import FrameType
 from roost.core.tensors import Tensor, from_array
+from roost.registry_client.load_options import load_options
+from roost.registry_client.model_folder import ModelFolder
+from roost.router.learned import Learned
+from roost.router.prepared import order_of
+from roost.runtimes.prepared.cache import CopyCache
+from roost.runtimes.prepared.making import CopyOrder, in_fresh_process, make_copy
 
-from tests.server import started
+from tests.memory_store import MemoryStore
+from tests.server import started, wait_for
 from tests.tabular_models import CASES, Case
 from tests.worker_client import WorkerClient, arrays_of
 
@@ -31,10 +37,9 @@ DATATYPES = {"float64": "FP64", "float32": "FP32", "int64": "INT64"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tabular_models: Path) -> Path:
     """A folder of trained models and their answers."""
-    folder = tmp_path_factory.mktemp("tabular")
-    subprocess.run([sys.executable, "-m", "tests.tabular_models", str(folder)], check=True, timeout=100)
+    folder = tabular_models
     (folder / "garbage.json").write_bytes(b'{"learner": 3}')
     (folder / "garbage.txt").write_bytes(b"tree\nversion=v4\nnum_class=x\n")
     for cut, whole in (("cut.ubj", "xgb_binary.ubj"), ("cut.txt", "lgb_classes.txt")):
@@ -120,6 +125,8 @@ def test_names_and_datatypes_are_those_declared(models: Path, worker: WorkerClie
         ("points_back.skops", "sklearn", {}, "a node has no such child"),
         ("looks_aside.skops", "sklearn", {}, "needs 1048577 features, but it takes 4"),
         ("far_neighbors.skops", "sklearn", {}, "not the rows or nodes that it says"),
+        ("sparse.skops", "sklearn", {}, "a sparse matrix of the model is damaged"),
+        ("bomb.skops", "sklearn", {}, "would become more than 64 MiB"),
         ("garbage.json", "xgboost", {}, "XGBoost can't load the file"),
         ("lgb_binary.txt", "xgboost", {}, "it is a LightGBM model"),
         ("cut.ubj", "xgboost", {}, "XGBoost can't load the file"),
@@ -145,6 +152,18 @@ def test_code_is_loaded_where_it_is_allowed(models: Path, worker: WorkerClient) 
     answers = arrays_of(worker.run(4, [from_array("input-0", "FP64", np.ones((2, 3)))]))
     worker.unload(4)
     assert answers["predict"].tolist() == [0, 0]
+
+
+def test_a_copy_of_the_worker_that_a_model_makes_answers_nothing(models: Path, worker: WorkerClient) -> None:
+    worker.load(4, models / "forker.pkl", CODE, "sklearn")
+    rows = [from_array("input-0", "FP64", np.ones((2, 3)))]
+    requests = [worker.begin_run(4, rows) for _ in range(5)]
+    for request in requests:
+        assert arrays_of(worker.end_run(request))["predict"].tolist() == [0, 0]
+    worker.unload(4)
+    assert worker.answers_to(requests) == []
+    copies = psutil.Process(worker.process.pid).children()
+    wait_for(lambda: all(copy.status() == psutil.STATUS_ZOMBIE for copy in copies), "the end of the copies")
 
 
 @pytest.mark.parametrize(
@@ -245,3 +264,33 @@ def test_a_server_answers_those_who_come_from_other_servers(models: Path, tmp_pa
         status, answer = server.post("/v2/models/pickled/infer", {"inputs": [tensor]})
         assert status == 503
         assert "a pickle can run any code" in answer["error"]
+
+
+def converted_by_trial(order: CopyOrder, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Converts in a process; what loads take is made up."""
+    if changes["job"] == "save":
+        return in_fresh_process(order, changes)
+    taken = {"first_run_s": 0.0, "private_bytes": 1 << 20, "peak_bytes": 1 << 20, "mappings": 0, "signature": {}}
+    return {**taken, "load_s": 0.0 if changes.get("prepared") else 1.0, "answers": ["a"]}
+
+
+def test_a_conversion_is_made_once_and_loaded_from_then_on(models: Path, tmp_path: Path) -> None:
+    repository, cache = tmp_path / "models", tmp_path / "cache"
+    asked = 'parameters { key: "convert_to_onnx" value { string_value: "true" } }'
+    put(repository, "scaled", models / "scaled.skops", "model.skops", asked)
+    put(repository, "same", models / "scaled.skops", "model.skops")
+    folder = ModelFolder("scaled", repository / "scaled")
+    description = folder.load_config()
+    artifact = folder.artifact("1", description, Learned(MemoryStore()))
+    options = load_options(description, "1", allow_code=False)
+    order = order_of(folder, description, artifact, threads=1, memory_bytes=4 << 30, options=options)
+    assert not make_copy(CopyCache(cache, 1 << 30), order, converted_by_trial).reason
+    with np.load(models / "scaled.npz") as known:
+        rows, labels = known["in:input-0"], known["out:predict"]
+    tensor = {"name": "input-0", "datatype": "FP64", "shape": list(rows.shape), "data": rows.ravel().tolist()}
+    with started(repository, tmp_path / "server", "--cache-dir", str(cache)) as server:
+        for model in ("scaled", "same"):
+            _, answer = server.post(f"/v2/models/{model}/infer", {"inputs": [tensor]})
+            assert answer["outputs"][0]["data"] == labels.tolist()
+        assert server.metric("roost_prepared_loads_total") == 1, "nobody has asked for the other one's"
+        assert server.metric("roost_device_mapped_bytes") == 0, "the copy is read, not mapped"

@@ -18,6 +18,7 @@ import pytest
 from roost.core.errors import Cancelled, InvalidArgument
 from roost.core.frames import FrameType, Region, Run, WireTensor
 from roost.core.tensors import Tensor, from_array
+from roost.runtimes.prepared.making import CopyOrder, in_fresh_process
 
 from tests.tensorflow_models import WIDE_FLOATS
 from tests.worker_client import WorkerClient, arrays_of
@@ -227,6 +228,21 @@ def test_keras_files_are_exported_where_code_is_allowed(worker: WorkerClient, mo
     np.testing.assert_allclose(
         arrays_of(worker.run(1, [x]))[output[0]], expected["keras.output.y"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_prepared_copy_is_loaded_without_keras(
+    worker: WorkerClient, models: Path, expected: Arrays, tmp_path: Path
+) -> None:
+    path = models / "keras" / "model.keras"
+    order = CopyOrder(str(path), str(path.parent), "d", [], "tensorflow", memory_bytes=8 << 30, options=CODE)
+    (tmp_path / "copy").mkdir()
+    saved = in_fresh_process(order, {"job": "save", "target": str(tmp_path / "copy")})
+    fields = {"path": str(tmp_path / "copy" / saved["entry"]), "root": str(tmp_path / "copy"), "options": CODE}
+    loaded = worker.control(FrameType.LOAD, instance=1, backend="tensorflow", prepared=True, **fields)
+    assert not psutil.Process(worker.process.pid).children()
+    (output,) = loaded["signature"]["outputs"]
+    answers = arrays_of(worker.run(1, [tensor("x", expected["keras.input.x"])]))
+    np.testing.assert_allclose(answers[output[0]], expected["keras.output.y"], rtol=1e-5, atol=1e-6)
 
 
 def test_an_export_ends_with_its_load(worker: WorkerClient, models: Path) -> None:

@@ -42,7 +42,6 @@ from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
 from roost.router.stats import Stats
 from roost.router.streams import ResponseStream
-from roost.router.validation import Contract
 from roost.router.worker import Worker
 
 from tests.memory_store import MemoryStore
@@ -261,12 +260,18 @@ class FakeProcess:
     def ran_out_of_memory(self) -> bool:
         return self.out_of_memory
 
-    def end(self, code: int = 1) -> None:
-        """The process ends; its link closes first, as the kernel does it, and its memory is free last."""
+    def end(self, code: int = 1, *, keeps_link: bool = False) -> None:
+        """The process ends; its link closes first, as the kernel does it, and its memory is free last.
+
+        Args:
+            code: Its exit code.
+            keeps_link: Whether a copy of it keeps the link open.
+        """
         if self._ending:
             return
         self._ending = True
-        self.lose_link()
+        if not keeps_link:
+            self.lose_link()
         if self.farm.death_takes_s:
             asyncio.get_running_loop().call_later(self.farm.death_takes_s, self._ended.set_result, code)
         else:
@@ -333,6 +338,7 @@ class Farm:
         loads_done: Models in the order in which they were loaded.
         may_start: Whether processes can be started.
         base_bytes: What processes of a kind take before anything is loaded.
+        gpu_runtimes: What the processes of a device say that they can use it for.
         death_takes_s: How long a process that lost its link still has its memory.
         most_runs: How many runs a worker may have at once besides one for each slot.
         run_ns: What the worker says that a run took.
@@ -349,6 +355,7 @@ class Farm:
         self.on_trim: Callable[[FakeProcess], None] = lambda process: None
         self.may_start = True
         self.base_bytes: dict[str, int] = {}
+        self.gpu_runtimes: dict[str, Sequence[str]] = {}
         self.death_takes_s = 0.0
         self.most_runs = 0
         self.run_ns = 10_000_000
@@ -363,7 +370,8 @@ class Farm:
         process = FakeProcess(self, spec, next(self._pids), listener)
         self.processes.append(process)
         base_bytes = self.base_bytes.get(spec.kind, 0)
-        asyncio.get_running_loop().call_soon(listener.on_hello, {"pid": process.pid, "base_bytes": base_bytes})
+        hello = {"pid": process.pid, "base_bytes": base_bytes, "gpu_runtimes": self.gpu_runtimes.get(spec.device, ())}
+        asyncio.get_running_loop().call_soon(listener.on_hello, hello)
         return process
 
     @staticmethod
@@ -473,11 +481,12 @@ class Bed:
         decoupled: bool = False,
         batch: int = 0,
         backend: str = "dummy",
+        gpu_bytes: int | None = None,
         **config: Any,
     ) -> Revision:
         """Makes a model of so many bytes known, with a configuration."""
         self.sizes[name] = size
-        policy = ModelPolicy(memory_bytes=size, pin=pin)
+        policy = ModelPolicy(memory_bytes=size, pin=pin, gpu_memory_bytes=gpu_bytes)
         transaction = {"decoupled": decoupled}
         made = mc.ModelConfig(name=name, max_batch_size=batch, model_transaction_policy=transaction, **config)
         description = ModelDescription(made, backend, policy, batch)
@@ -519,7 +528,7 @@ class Bed:
                 stream.end(outcome)
 
         batch = revision.batch_rows
-        intake = revision.intake or Intake(Contract("", self.farm.signature, batch), batches=batch > 1)
+        intake = revision.intake or Intake(self.farm.signature, batch, batches=batch > 1)
         pending = self.mesh.submit(revision, request, done, intake.measure(request), stream=stream)
         return Sent(future, pending, stream)
 

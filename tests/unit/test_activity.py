@@ -26,7 +26,7 @@ class Mesh:
     def __init__(self, *, explicit: bool = False) -> None:
         self.stats = Stats()
         self.explicit = explicit
-        self.ready, self.device, self.queues = True, "cpu", SimpleNamespace(requests=0)
+        self.ready, self.device, self.gpus, self.queues = True, "cpu", (), SimpleNamespace(requests=0)
         spec = SimpleNamespace(kind="onnx", device="cpu", threads=1)
         self.workers = [
             SimpleNamespace(id=i, spec=spec, state="up", restarts=0, pid=0, runs={}, link=None, instances={})
@@ -51,6 +51,7 @@ class Mesh:
         revision = SimpleNamespace(
             key=SimpleNamespace(name=name, version="1"),
             queue=[None] * queued,
+            description=SimpleNamespace(ensemble=None),
             failure="broken" if failed else None,
         )
         self.versions[name] = SimpleNamespace(revision=revision, availability=Availability.READY)
@@ -115,6 +116,9 @@ async def test_what_is_gone_is_forgotten() -> None:
     assert states(await mesh.look()) == [("a", "ready"), ("b", "standby"), ("c", "standby"), ("d", "standby")]
     await asyncio.sleep(1.0)
     mesh.workers[0].instances.clear()
+    mesh.versions["a"].revision.description.ensemble = "its steps"
+    assert states(await mesh.look())[0] == ("a", "ensemble")
+    await asyncio.sleep(1.0)
     mesh.versions["a"].availability = Availability.UNAVAILABLE
     assert states(await mesh.look())[0] == ("a", "unloaded")
     await asyncio.sleep(1.0)

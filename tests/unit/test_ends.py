@@ -30,6 +30,7 @@ KILLED = -signal.SIGKILL
         (KILLED, End.HUNG, False, End.HUNG),
         (KILLED, End.STOPPED, True, End.STOPPED),
         (KILLED, End.GIVEN_UP, False, End.GIVEN_UP),
+        (KILLED, End.OVERRAN, False, End.OVERRAN),
     ],
 )
 def test_the_end_of_a_process(code: int, ended_for: End | None, ran_out_of_memory: bool, end: End) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
 from roost.core.requests import InferRequest, RequestContext, RequestedOutput
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, pack_bytes
-from roost.router.intake import MAX_SHAPES, Intake
+from roost.router.intake import MAX_SHAPES, Intake, intake_of
 from roost.router.places import ARENA_FROM_BYTES
 from roost.router.validation import Contract
 
@@ -61,7 +61,7 @@ def test_what_passes_quickly_passes_in_full_and_is_the_same(
     kind: str, max_batch_size: int, requests: list[InferRequest]
 ) -> None:
     contract = Contract("m", SIGNATURES[kind], max_batch_size)
-    intake = Intake(contract, batches=max_batch_size > 1)
+    intake = Intake(SIGNATURES[kind], max_batch_size, batches=max_batch_size > 1)
     for request in [*requests, *requests]:
         quick = intake.quick(request)
         try:
@@ -86,7 +86,7 @@ def request(**shapes: tuple[int, ...]) -> InferRequest:
 
 
 def test_the_second_of_a_kind_passes_quickly() -> None:
-    intake = Intake(Contract("m", SIGNATURES["fixed"], 8), batches=True)
+    intake = Intake(SIGNATURES["fixed"], 8, batches=True)
     assert intake.quick(request(a=(2, 2), b=(2, 3))) is None
     taken = intake.measure(request(a=(2, 2), b=(2, 3)))
     assert intake.quick(request(a=(2, 2), b=(2, 3))) == taken
@@ -95,7 +95,7 @@ def test_the_second_of_a_kind_passes_quickly() -> None:
 
 @pytest.mark.parametrize("kind", ["fixed", "free"])
 def test_keys_are_equal_for_what_may_share_a_batch(kind: str) -> None:
-    intake = Intake(Contract("m", SIGNATURES[kind], 8), batches=True)
+    intake = Intake(SIGNATURES[kind], 8, batches=True)
     one, two, other = (
         intake.measure(made)
         for made in (request(a=(1, 2), b=(1, 3)), request(b=(4, 3), a=(4, 2)), request(a=(1, 5), b=(1, 3)))
@@ -110,7 +110,7 @@ def test_keys_are_equal_for_what_may_share_a_batch(kind: str) -> None:
 
 
 def test_who_asks_for_more_or_sends_other_numbers_shares_no_batch_with_others() -> None:
-    intake = Intake(Contract("m", SIGNATURES["asked"], 8), batches=True)
+    intake = Intake(SIGNATURES["asked"], 8, batches=True)
     plain, named, more = request(a=(1, 2)), request(a=(1, 2)), request(a=(1, 2))
     named.outputs = [RequestedOutput("y")]
     more.outputs = [RequestedOutput("y"), RequestedOutput("z")]
@@ -118,7 +118,7 @@ def test_who_asks_for_more_or_sends_other_numbers_shares_no_batch_with_others() 
     assert keys[0] == keys[1] != keys[2]
     assert intake.quick(plain) == intake.quick(named) == (1, keys[0], 8)
     assert intake.quick(more) is None
-    lenient = Intake(Contract("m", SIGNATURES["lenient"], 8), batches=True)
+    lenient = Intake(SIGNATURES["lenient"], 8, batches=True)
     other = InferRequest("m", "", RequestContext(0.0), [Tensor("a", "UINT8", (1, 2), b"12")])
     assert lenient.measure(request(a=(1, 2)))[1] != lenient.measure(other)[1]
     assert lenient.quick(other) is None
@@ -126,13 +126,13 @@ def test_who_asks_for_more_or_sends_other_numbers_shares_no_batch_with_others() 
 
 def test_what_is_only_for_those_who_ask_gets_a_place_only_then() -> None:
     outputs = tuple(TensorSpec(name, "FP32", (-1, ARENA_FROM_BYTES), name == "z") for name in "yz")
-    intake = Intake(Contract("m", Signature((), outputs), 8), batches=True)
+    intake = Intake(Signature((), outputs), 8, batches=True)
     assert [place.name for place in intake.places(1, ())] == ["y"]
     assert [place.name for place in intake.places(1, ("z",))] == ["z"]
 
 
 def test_the_memory_of_shapes_is_bounded() -> None:
-    intake = Intake(Contract("m", SIGNATURES["free"], 0), batches=False)
+    intake = Intake(SIGNATURES["free"], 0, batches=False)
     for size in range(MAX_SHAPES + 10):
         intake.measure(request(a=(1, size), b=(1, 1)))
     last = request(a=(1, MAX_SHAPES + 9), b=(1, 1))
@@ -148,9 +148,20 @@ def test_large_outputs_of_known_shape_have_a_place() -> None:
         TensorSpec("small", "FP32", (-1, wide // 4)),
         TensorSpec("text", "BYTES", (-1, wide)),
     )
-    batched = Intake(Contract("m", Signature((), outputs), 8), batches=True)
+    batched = Intake(Signature((), outputs), 8, batches=True)
     assert [(place.name, place.shape) for place in batched.places(1, ())] == [("large", (1, wide))]
     assert [place.name for place in batched.places(4, ())] == ["large", "small"]
     assert [place.name for place in batched.places(4, ("small", "text"))] == ["small"]
-    single = Intake(Contract("m", Signature((), outputs), 0), batches=False)
+    single = Intake(Signature((), outputs), 0, batches=False)
     assert not single.places(1, ()), "nobody knows how many rows it has"
+
+
+def test_models_with_equal_signatures_share_what_is_known_of_their_requests() -> None:
+    first, second = (Signature(tuple(SIGNATURES["fixed"].inputs), ()) for _ in range(2))
+    assert intake_of(first, 8, batches=True) is intake_of(second, 8, batches=True)
+    others = [
+        intake_of(first, 4, batches=True),
+        intake_of(first, 8, batches=False),
+        intake_of(Signature((), ()), 8, batches=True),
+    ]
+    assert intake_of(first, 8, batches=True) not in others

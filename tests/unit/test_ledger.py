@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from roost.core.figures import Figures
@@ -18,9 +18,17 @@ from roost.router.plans import Evict, Figure, Fits, Limits, Plan, Refuse, Wait
 LIMITS = Limits(100, 150, 50)
 OWNERS = ("a", "b", "c", "d")
 FILES = {"f": 40, "g": 75}
-PLACES = ((), (), (0,), (0, 1), (1, 0))
+WORKERS = (0, 1, 2)
+PLACES = ((), (), (0,), (0, 1), (1, 0), (2, 1))
+GPU_BYTES = 60
 
-figures = st.builds(Figures, st.integers(0, 130), st.sampled_from([0, 0, 0, 30, 100]), st.integers(0, 60))
+figures = st.builds(
+    Figures,
+    st.integers(0, 130),
+    st.sampled_from([0, 0, 0, 30, 100]),
+    st.integers(0, 60),
+    st.sampled_from([0, 0, 10, 25, 45, 70]),
+)
 
 
 @dataclass
@@ -55,11 +63,16 @@ class LedgerMachine(RuleBasedStateMachine):
     """Claims, leases, loads, growth, drains and losses in any order."""
 
     eviction = LRU
+    limits = LIMITS
+    gpus: Mapping[str, tuple[int, ...]] = {}  # and the workers that use them
 
     def __init__(self) -> None:
         super().__init__()
         self.policy = POLICIES[self.eviction]()
-        self.ledger = Ledger(LIMITS, self.policy)
+        self.ledger = Ledger(self.limits, self.policy)
+        for name, workers in self.gpus.items():
+            self.ledger.add_device(name, workers)
+            self.ledger.limit_device(name, GPU_BYTES)
         self.rows: dict[int, Row] = {}
         self.claims: dict[str, int] = dict.fromkeys(OWNERS, 0)
         self.now = 1000.0
@@ -101,7 +114,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self, owner: str, need: Figures, file: str | None, places: tuple[int, ...], pinned: bool, priority: int
     ) -> None:
         if file is not None:
-            need = Figures(need.private_bytes, FILES[file], need.mappings)
+            need = replace(need, mapped_bytes=FILES[file])
         plan = self.checked_plan(Wanted(need, file, places))
         if isinstance(plan, Fits):
             number = self.tick()
@@ -120,16 +133,18 @@ class LedgerMachine(RuleBasedStateMachine):
         number = self.pick(data, lambda row: True)
         row = self.rows[number]
         if row.file in FILES:
-            found = Figures(found.private_bytes, FILES[row.file], found.mappings)
+            found = replace(found, mapped_bytes=FILES[row.file])
         self.ledger.resized(number, found)
         row.figures = found
 
     @precondition(lambda self: self.ledger.grown)
     @rule()
     def makes_good(self) -> None:
-        """What has grown beyond a limit; for the mappings of processes one after another."""
+        """What has grown beyond a limit; for processes and GPUs one after another."""
         plan = self.ledger.relief(self.now)
-        crowded = [place for place in (0, 1) if not self.fits(Wanted(Figures(0), None, (place,)), self.rows, place)]
+        crowded = [place for place in WORKERS if not self.fits(Wanted(Figures(0), None, (place,)), self.rows, place)]
+        if any(self.on_gpu(self.pinned(), place) > GPU_BYTES for place in crowded):
+            return  # nothing helps there
         assert isinstance(plan, Fits) == (self.fits(Wanted(Figures(0), None, ()), self.rows, None) and not crowded)
         assert self.ledger.grown != isinstance(plan, Fits)
         if isinstance(plan, Evict):
@@ -161,7 +176,12 @@ class LedgerMachine(RuleBasedStateMachine):
         number = self.pick(data, lambda row: row.phase == "reserved")
         row = self.rows[number]
         others = {n: other for n, other in self.rows.items() if n != number}
-        with_room = [p for p in places if self.mappings(others, p) + row.figures.mappings <= LIMITS.mappings]
+        with_room = [
+            p
+            for p in places
+            if self.mappings(others, p) + row.figures.mappings <= self.limits.mappings
+            and self.on_gpu(others, p) + row.figures.device_bytes * self.has_gpu(p) <= GPU_BYTES
+        ]
         planned = row.place if row.place in places else places[0]
         row.place = with_room[0] if with_room else planned
         assert self.ledger.assign(number, places) == row.place
@@ -222,7 +242,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert ledger.mapped_bytes == self.mapped(rows)
         reserved = [row.figures.private_bytes for row in rows.values() if row.phase == "reserved"]
         assert ledger.reserved_bytes == sum(reserved)
-        for place in (0, 1):
+        for name, workers in self.gpus.items():
+            there = [row for row in rows.values() if row.place in workers]
+            taken = ledger.device(name)
+            assert taken.bytes == sum(row.figures.device_bytes for row in there)
+            assert taken.moving == sum(row.phase != "resident" for row in there)
+        for place in WORKERS:
             here = [row.figures for row in rows.values() if row.place == place]
             assert ledger.figures_of(place) == Figures(
                 sum(f.private_bytes for f in here), sum(f.mapped_bytes for f in here), sum(f.mappings for f in here)
@@ -240,6 +265,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def mappings(rows: dict[int, Row], place: int | None) -> int:
         return sum(row.figures.mappings for row in rows.values() if row.place == place)
 
+    def has_gpu(self, place: int | None) -> bool:
+        return any(place in workers for workers in self.gpus.values())
+
+    def on_gpu(self, rows: dict[int, Row], place: int | None) -> int:
+        """What is taken of the GPU that a worker uses."""
+        workers = next((workers for workers in self.gpus.values() if place in workers), ())
+        return sum(row.figures.device_bytes for row in rows.values() if row.place in workers)
+
     def fits(self, wanted: Wanted, rows: dict[int, Row], place: int | None) -> bool:
         """Whether it would fit beside these."""
         need = wanted.need
@@ -247,7 +280,14 @@ class LedgerMachine(RuleBasedStateMachine):
         is_mapped = any(row.file == wanted.file and row.figures.mapped_bytes for row in rows.values())
         memory = private + self.mapped(rows) + (0 if is_mapped else need.mapped_bytes)
         mappings = 0 if place is None else self.mappings(rows, place) + need.mappings
-        return private <= LIMITS.private_bytes and memory <= LIMITS.memory_bytes and mappings <= LIMITS.mappings
+        on_gpu = self.on_gpu(rows, place) + need.device_bytes * self.has_gpu(place)
+        if on_gpu > GPU_BYTES:
+            return False
+        return (
+            private <= self.limits.private_bytes
+            and memory <= self.limits.memory_bytes
+            and mappings <= self.limits.mappings
+        )
 
     def coldest_first(self) -> list[int]:
         """The order that the policy must have, or has: what ``cost`` makes of uses is tested where it belongs."""
@@ -282,21 +322,31 @@ class LedgerMachine(RuleBasedStateMachine):
     def refusal(self, wanted: Wanted) -> Refuse | None:
         pinned, need = self.pinned(), wanted.need
         private_bytes = sum(row.figures.private_bytes for row in pinned.values())
-        if need.private_bytes > LIMITS.private_bytes - private_bytes:
-            return Refuse(LIMITS.private_bytes - private_bytes)
+        if need.private_bytes > self.limits.private_bytes - private_bytes:
+            return Refuse(self.limits.private_bytes - private_bytes)
         is_mapped = any(row.file == wanted.file and row.figures.mapped_bytes for row in pinned.values())
-        left = LIMITS.memory_bytes - private_bytes - self.mapped(pinned)
+        left = self.limits.memory_bytes - private_bytes - self.mapped(pinned)
         if need.private_bytes + (0 if is_mapped else need.mapped_bytes) > left:
             return Refuse(left, Figure.MEMORY)
-        most = max((LIMITS.mappings - self.mappings(pinned, place) for place in wanted.places), default=math.inf)
-        return Refuse(most, Figure.MAPPINGS) if need.mappings > most else None
+        if not wanted.places or self.never_full(wanted):
+            return None
+        left_on_gpus = [GPU_BYTES - self.on_gpu(pinned, p) for p in wanted.places if self.has_gpu(p)]
+        if left_on_gpus and need.device_bytes > max(left_on_gpus):
+            return Refuse(max(left_on_gpus), Figure.DEVICE)
+        return Refuse(max(self.limits.mappings - self.mappings(pinned, p) for p in wanted.places), Figure.MAPPINGS)
+
+    def never_full(self, wanted: Wanted) -> list[int | None]:
+        """The workers in which what is pinned leaves enough of everything that counts there."""
+        pinned, need = self.pinned(), wanted.need
+        return [
+            place
+            for place in wanted.places
+            if need.mappings + self.mappings(pinned, place) <= self.limits.mappings
+            and need.device_bytes * self.has_gpu(place) + self.on_gpu(pinned, place) <= GPU_BYTES
+        ]
 
     def compare(self, plan: Plan, wanted: Wanted) -> None:
-        pinned = self.pinned()
-        places: list[int | None] = [
-            place for place in wanted.places if wanted.need.mappings + self.mappings(pinned, place) <= LIMITS.mappings
-        ]
-        places = places if wanted.places else [None]
+        places: list[int | None] = self.never_full(wanted) if wanted.places else [None]
         now = [place for place in places if self.fits(wanted, self.rows, place)]
         staying = {number: row for number, row in self.rows.items() if row.phase != "leaving"}
         if now:
@@ -341,6 +391,13 @@ class LedgerMachine(RuleBasedStateMachine):
         ), "too few, one too many, or colder ones would have sufficed"
 
 
+class GpuLedgerMachine(LedgerMachine):
+    """The same with two GPUs, one of which two workers share, and memory for more than they hold."""
+
+    limits = Limits(500, 700, 120)
+    gpus: Mapping[str, tuple[int, ...]] = {"shared": (0, 1), "own": (2,)}
+
+
 LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestLedger = LedgerMachine.TestCase
 
@@ -353,3 +410,31 @@ class CostLedgerMachine(LedgerMachine):
 
 CostLedgerMachine.TestCase.settings = LedgerMachine.TestCase.settings
 TestCostLedger = CostLedgerMachine.TestCase
+
+GpuLedgerMachine.TestCase.settings = LedgerMachine.TestCase.settings
+TestGpuLedger = GpuLedgerMachine.TestCase
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    loaded=st.lists(st.tuples(st.sampled_from(WORKERS), st.integers(1, 30), st.booleans()), max_size=8),
+    size=st.integers(1, 70),
+    places=st.sampled_from([(0,), (0, 2), (1, 0), (2, 1, 0)]),
+)
+def test_who_goes_for_memory_of_a_gpu(loaded: list[tuple[int, int, bool]], size: int, places: tuple[int, ...]) -> None:
+    machine = GpuLedgerMachine()
+    for place, taken, is_leased in loaded:
+        if machine.on_gpu(machine.rows, place) + taken > GPU_BYTES:
+            continue
+        number, figures = machine.tick(), Figures(1, device_bytes=taken)
+        machine.ledger.reserve(number, "a", figures, place=place)
+        machine.ledger.loaded(number, machine.now, load_s=0.0)
+        machine.rows[number] = Row("a", figures, str(number), place, False, 0, "resident", order=-number)
+        if is_leased:
+            machine.ledger.lease(number, machine.now)
+            machine.rows[number].leases, machine.rows[number].order = 1, machine.tick()
+            machine.rows[number].busy_since = machine.rows[number].last_used = machine.now
+    plan = machine.checked_plan(Wanted(Figures(1, device_bytes=size), None, places))
+    if isinstance(plan, Evict):
+        gone = [machine.rows[number] for number in (*plan.idle, *plan.busy)]
+        assert {row.place == 2 for row in gone} in ({True}, {False}), "of one GPU only"

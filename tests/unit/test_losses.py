@@ -44,6 +44,10 @@ def crash(process: FakeProcess) -> None:
     process.end(-signal.SIGSEGV)
 
 
+def end_beside_a_copy(process: FakeProcess) -> None:
+    process.end(-signal.SIGSEGV, keeps_link=True)
+
+
 def hang(process: FakeProcess) -> None:
     process.hung.set()
 
@@ -62,6 +66,7 @@ End = Callable[[FakeProcess], None]
         (be_stopped, True, True),
         (be_killed, False, False),
         (crash, True, False),
+        (end_beside_a_copy, True, False),
         (hang, True, False),
         (run_out_of_memory, True, False),
     ],
@@ -77,7 +82,7 @@ def test_what_had_begun_runs_again_if_that_harms_nobody(end: End, is_stateless: 
             await settle()
             on.job(a).start()
             end(on.process_of(a))
-            await asyncio.sleep(1)
+            await asyncio.sleep(2)
             if runs_again:
                 (job,) = on.farm.jobs
                 assert job.data == b"12"

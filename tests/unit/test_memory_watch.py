@@ -166,6 +166,23 @@ async def test_a_worker_that_lost_memory_is_replaced_and_no_request_fails() -> N
 
 
 @virtual
+async def test_what_models_know_of_sequences_puts_it_off() -> None:
+    async with watched() as place:
+        made = place.bed
+        model = made.model("m", 10 * MIB)
+        await made.make_resident(model)
+        (worker,), (instance,) = made.mesh.workers, model.instances
+        pid = worker.pid
+        made.mesh.leases.take(instance)
+        await place.lose(pid)
+        await asyncio.sleep(10 * A_WHILE_S)
+        assert (worker.pid, worker.memory.recycles, worker.recycling) == (pid, 0, False)
+        made.mesh.leases.give_back(instance)
+        await asyncio.sleep(FIRST_PAUSE_S + A_WHILE_S)
+        assert worker.memory.recycles == 1
+
+
+@virtual
 async def test_runs_that_take_long_put_it_off_and_others_do_not_wait_for_them() -> None:
     async with watched() as place:
         made = place.bed

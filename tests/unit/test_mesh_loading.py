@@ -6,15 +6,18 @@ import asyncio
 import math
 from collections.abc import Awaitable
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from roost.core.errors import Cancelled, InvalidArgument, Limit, ResourceExhausted, RoostError
 from roost.core.frames import FrameType
+from roost.registry_client.digest import Artifact
+from roost.registry_client.model_config import ModelDescription
 from roost.router.instances import CANCEL_TIMEOUT_S
 from roost.router.loads import LoadPriority
 from roost.router.states import InstanceState
 
-from tests.unit.mesh_fakes import Bed, Call, Farm, Sent, bed, worker_of
+from tests.unit.mesh_fakes import Bed, Call, FakeFolder, Farm, Sent, bed, worker_of
 from tests.virtual_time import settle, virtual
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -222,6 +225,20 @@ async def test_a_copy_takes_nothing_from_those_who_used_it_since() -> None:
 
 
 @virtual
+async def test_a_request_is_not_refused_with_what_was_to_be_loaded_in_nobodys_place() -> None:
+    for turns in range(12):  # of the event loop, at each of which the request may come
+        async with bed(10) as on:
+            a, b = on.model("a", 6), on.model("b", 6)
+            await on.make_resident(a)
+            on.mesh.loader.ensure(b, priority=LoadPriority.BACKGROUND, older_than=-math.inf, kept=True)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sent = on.submit(b)
+            await answer(on, sent)
+            assert sent.future.exception() is None, turns
+
+
+@virtual
 async def test_a_copy_that_is_retired_while_it_waits_or_loads_does_not_come() -> None:
     async with bed(1000, load_concurrency=1) as on:
         on.farm.on_call = cancellable
@@ -409,3 +426,33 @@ async def test_a_load_waits_for_a_worker_without_taking_a_turn_or_memory() -> No
         await asyncio.sleep(10)
         await answer(on, sent)
         assert worker_of(a).up
+
+
+class _Watched(FakeFolder):
+    """Counts how often its files are looked at."""
+
+    looks = 0
+
+    def artifact(self, version: str, description: ModelDescription, cache: object) -> Artifact:
+        self.looks += 1
+        return super().artifact(version, description, cache)
+
+
+@virtual
+async def test_files_that_a_request_had_looked_at_are_not_looked_at_again_for_its_load() -> None:
+    async with bed() as on:
+        model = on.model("a", 10)
+        folder = _Watched("a")
+        model.folder = cast(Any, folder)
+        await on.mesh.loader.bring(model)
+        assert folder.looks == 1
+        on.mesh.loader.evict(model.instances[0])
+        await settle()
+        await on.catalog.prepare(model)
+        await on.mesh.loader.bring(model)
+        assert folder.looks == 2
+        on.mesh.loader.evict(model.instances[0])
+        await settle()
+        await asyncio.sleep(1.0)
+        await on.mesh.loader.bring(model)
+        assert folder.looks == 3

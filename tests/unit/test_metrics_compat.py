@@ -29,7 +29,9 @@ STEPS = StepTimes(0, 1_000, 1_000, 4_000_000, 4_000_000, 4_002_000)
 def revision(name: str, version: str = "1", *, used: bool = True, waiting: int = 0) -> Revision:
     """As much of one as metrics look at."""
     key = VersionKey(DEFAULT_NAMESPACE, name, version)
-    return cast(Revision, SimpleNamespace(key=key, used=used, queue=deque([None] * waiting)))
+    return cast(
+        Revision, SimpleNamespace(key=key, used=used, queue=deque([None] * waiting), caches=False, sequences=None)
+    )
 
 
 def record(name: str, code: Code | None = None, limit: Limit | None = None) -> RequestRecord:

@@ -72,6 +72,10 @@ def test_where_the_files_are(value: dict[str, Any], expected: Place) -> None:
         ("mlserver_sklearn.SKLearnModel", "./model.joblib", "sklearn", "model.joblib"),
         ("mlserver_xgboost.XGBoostModel", "./artifacts/trees.json", "xgboost", "trees.json"),
         ("mlserver_lightgbm.LightGBMModel", "model.bst", "lightgbm", "model.bst"),
+        ("mlserver_sklearn.sklearn.SKLearnModel", "m.pkl", "sklearn", "m.pkl"),
+        ("mlserver_xgboost.xgboost.XGBoostModel", "m.ubj", "xgboost", "m.ubj"),
+        ("roost.pytorch", "net.pt2", "pytorch", "net.pt2"),
+        ("roost.onnx", "net.onnx", "onnxruntime", "net.onnx"),
     ],
 )
 def test_implementations_are_runtimes(implementation: str, uri: str, backend: str, file: str) -> None:

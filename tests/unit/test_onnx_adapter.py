@@ -208,6 +208,12 @@ def write_future(path: Path) -> Path:
     return path
 
 
+def write_names_that_are_no_text(path: Path) -> Path:
+    write_identity(path, "FP32", ["one"])
+    path.write_bytes(path.read_bytes().replace(b"INPUT0", b"\xff" * 6))
+    return path
+
+
 def write_without_its_data(path: Path) -> Path:
     write_mlp(path, (16, 64, 4), save_as_external_data=True, location="weights.bin", size_threshold=10)
     (path.parent / "weights.bin").unlink()
@@ -244,6 +250,7 @@ def write_nothing(path: Path) -> Path:
         (write_unknown_operator, "NoSuchOperator"),
         (write_sequence, r"'x' is a seq\(tensor\(float\)\)"),
         (write_future, "IR version: 99"),
+        (write_names_that_are_no_text, "an input of the model has names that are not UTF-8"),
         (write_without_its_data, "does not exist"),
         (write_with_data_outside, "escapes"),
     ],

@@ -122,6 +122,20 @@ def test_an_output_is_viewed_where_the_worker_wrote_it() -> None:
     assert (bench.link.arena_bytes, bench.recorder.answers.used_bytes) == (0, 0)
 
 
+def test_an_answer_that_is_asked_about_next_is_sent_as_it_is() -> None:
+    bench = Bench()
+    (y,) = bench.send(outputs=(place(LARGE),)).places
+    assert isinstance(y.data, Region)
+    bench.answer(y)
+    view = bench.recorder.views.pop()[0]
+    run = bench.send(tensor(view))
+    assert run.inputs[0].data == y.data
+    del view
+    assert bench.link.arena_bytes == LARGE, "the worker reads it"
+    bench.answer(tensor(b"done", "y"))
+    assert bench.link.arena_bytes == 0
+
+
 @pytest.mark.parametrize(
     "end",
     [

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
 from roost.registry_client.backends import (
     BACKENDS,
+    LAYOUTS,
     backend_of_file,
     backend_of_files,
     backend_of_format,
+    known_formats,
     resolve_backend,
 )
 from roost.registry_client.policy import ModelPolicy
@@ -145,7 +147,8 @@ def test_unknown_or_contradicting_backends(backend: str, platform: str, match: s
 
 
 def test_backend_of_files() -> None:
-    assert [backend_of_file(backend.files[0]) for backend in BACKENDS.values()] == list(BACKENDS)
+    with_files = {name: backend.files for name, backend in BACKENDS.items() if not backend.is_composed}
+    assert [backend_of_file(files[0]) for files in with_files.values()] == list(with_files)
     assert backend_of_file("README.md") == ""
     assert backend_of_files(["a.dummy", "model.onnx", "x.txt"]) == "onnxruntime"
     assert backend_of_files(["x.txt"]) == ""
@@ -153,7 +156,48 @@ def test_backend_of_files() -> None:
     assert backend_of_files(["a.onnx", "model.py"]) == "python"
 
 
-def test_formats_of_kserve() -> None:
-    assert backend_of_format("xgboost") == "xgboost"
-    assert backend_of_format("onnx") == "onnxruntime"
-    assert backend_of_format("paddle") == ""
+@pytest.mark.parametrize(
+    ("format_", "backend"),
+    [
+        ("onnx", "onnxruntime"),
+        ("pytorch", "pytorch"),
+        ("tensorflow", "tensorflow"),
+        ("keras", "tensorflow"),
+        ("sklearn", "sklearn"),
+        ("xgboost", "xgboost"),
+        ("lightgbm", "lightgbm"),
+        ("triton", ""),
+        ("paddle", ""),
+        ("", ""),
+    ],
+)
+def test_formats_of_kserve(format_: str, backend: str) -> None:
+    assert backend_of_format(format_) == backend
+    assert not backend or format_ in known_formats()
+    assert (format_ in LAYOUTS) == (format_ == "triton")
+
+
+@pytest.mark.parametrize(
+    ("files", "backend"),
+    [
+        (["model.onnx"], "onnxruntime"),
+        (["model.pt"], "pytorch"),
+        (["program.pt2"], "pytorch"),
+        (["model.savedmodel"], "tensorflow"),
+        (["saved_model.pb", "variables", "assets"], "tensorflow"),
+        (["classifier.keras"], "tensorflow"),
+        (["model.skops"], "sklearn"),
+        (["model.joblib"], "sklearn"),
+        (["model.pickle"], "sklearn"),
+        (["model.json", "model-settings.json"], "xgboost"),
+        (["model.ubj"], "xgboost"),
+        (["model.bst"], "xgboost"),
+        (["model.txt", "labels.txt"], "lightgbm"),
+        (["model.py", "weights.onnx"], "python"),
+        (["model.py", "model.onnx"], "onnxruntime"),
+        (["vocabulary.json", "words.txt"], ""),
+    ],
+)
+def test_runtimes_of_files(files: list[str], backend: str) -> None:
+    assert backend_of_files(files) == backend
+    assert backend_of_files(files[::-1]) == backend

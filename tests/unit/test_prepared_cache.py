@@ -301,5 +301,28 @@ def test_the_key_changes_with_what_the_graph_depends_on() -> None:
         copy_key("b", "onnxruntime", {}),
         copy_key("a", "onnxruntime", {"graph_level": "basic"}),
         copy_key("a", "onnxruntime", {"unheard_of": "1"}),
+        copy_key("a", "tensorflow", {}),
+        copy_key("a", "tensorflow", {"roost.allow_code": "true"}),
     ]
-    assert len({base, *others}) == 4
+    assert len({base, *others}) == 6
+    named = {"roost.model_name": "m", "roost.model_version": "2"}
+    assert copy_key("a", "sklearn", named) == copy_key("a", "sklearn", {})
+
+
+def test_files_in_folders_are_kept_counted_and_checked(cache: CopyCache) -> None:
+    with cache.making(KEYS[0]) as folder:
+        (folder / "variables" / "more").mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(b"graph")
+        (folder / "variables" / "more" / "data").write_bytes(b"w" * SIZE_BYTES)
+        records = cache.records(folder)
+        cache.keep(KEYS[0], folder, Manifest("d", "tensorflow", "", "saved_model.pb", records))
+    assert set(records) == {"saved_model.pb", "variables/more/data"}
+    assert cache.used_bytes() > SIZE_BYTES
+    assert cache.find(KEYS[0]) is not None
+    assert cache.check(KEYS[0])
+    data = cache.folder / KEYS[0] / "variables" / "more" / "data"
+    data.chmod(0o600)
+    data.write_bytes(b"x" * SIZE_BYTES)
+    assert not cache.check(KEYS[0])
+    assert cache.find(KEYS[0]) is None
+    assert names(cache) == set()

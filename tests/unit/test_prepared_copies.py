@@ -19,20 +19,15 @@ from roost.registry_client.model_folder import ModelFolder
 from roost.router.background import LINGER_S, LOOK_EVERY_S, PATIENCE_S, RETRY_AFTER_S
 from roost.router.placement import Ledger
 from roost.router.plans import Limits
-from roost.router.prepared_copies import (
-    LARGE_BYTES,
-    MAX_ATTEMPTS,
-    MAX_FAULTS,
-    MAX_TIMES_MADE,
-    SMALL_BYTES,
-    PreparedCopies,
-)
+from roost.router.prepared_copies import MAX_ATTEMPTS, MAX_FAULTS, MAX_TIMES_MADE, PreparedCopies
 from roost.router.prepared_counts import PreparedCounts
 from roost.router.preparer import Preparer, PreparerSpec
 from roost.router.revision import Revision
 from roost.router.room import Room
 from roost.runtimes.prepared.cache import Copy, CopyCache
+from roost.runtimes.prepared.forms import LARGE_BYTES, SMALL_BYTES
 from roost.runtimes.prepared.identity import copy_key
+from roost.runtimes.prepared.making import CopyOrder
 from roost.runtimes.prepared.manifest import Manifest
 
 from tests.unit.mesh_fakes import InlineExecutor
@@ -46,6 +41,7 @@ BUDGET_BYTES = 1 << 30
 SLOW_S = 0.5
 DAY_S = 24 * 3600.0
 KEY = copy_key("m", "onnxruntime", {})
+CONVERTED = "sklearn parameters { key: 'convert_to_onnx' value { string_value: 'true' } }"
 
 
 @dataclass
@@ -125,10 +121,15 @@ async def running(cache: CopyCache, **changes: Any) -> AsyncIterator[Bed]:
     assert -2 not in made.ledger.holdings
 
 
-def revision_of(name: str = "m", size_bytes: int = LARGE_BYTES, backend: str = "onnxruntime") -> Revision:
+def revision_of(
+    name: str = "m", size_bytes: int = LARGE_BYTES, backend: str = "onnxruntime", file: str = "model.onnx"
+) -> Revision:
+    """A revision; texts after the backend's name are more lines of its configuration."""
     folder = cast(ModelFolder, type("Folder", (), {"path": f"/models/{name}"})())
-    made = Revision(VersionKey(DEFAULT_NAMESPACE, name, "1"), folder, parse_config_text(f"backend: '{backend}'", name))
-    made.artifact = Artifact(f"/models/{name}/1/model.onnx", f"/models/{name}/1", name, size_bytes, ())
+    backend, _, more = backend.partition(" ")
+    text = f"backend: '{backend}' {more}"
+    made = Revision(VersionKey(DEFAULT_NAMESPACE, name, "1"), folder, parse_config_text(text, name))
+    made.artifact = Artifact(f"/models/{name}/1/{file}", f"/models/{name}/1", name, size_bytes, ())
     return made
 
 
@@ -165,22 +166,40 @@ class TestMaking:
             assert (b.counts.made, b.ledger.used_bytes, b.is_running()) == (1, 0, False)
 
     @pytest.mark.parametrize(
-        ("size_bytes", "load_s", "backend", "jobs"),
+        ("size_bytes", "load_s", "backend", "file", "jobs"),
         [
-            (SMALL_BYTES, 0.001, "onnxruntime", 0),
-            (SMALL_BYTES, SLOW_S, "onnxruntime", 1),
-            (SMALL_BYTES - 1, SLOW_S, "onnxruntime", 0),
-            (LARGE_BYTES, 0.001, "onnxruntime", 1),
-            (LARGE_BYTES, SLOW_S, "dummy", 0),
+            (SMALL_BYTES, 0.001, "onnxruntime", "model.onnx", 0),
+            (SMALL_BYTES, SLOW_S, "onnxruntime", "model.onnx", 1),
+            (SMALL_BYTES - 1, SLOW_S, "onnxruntime", "model.onnx", 0),
+            (LARGE_BYTES, 0.001, "onnxruntime", "model.onnx", 1),
+            (LARGE_BYTES, SLOW_S, "dummy", "model.dummy", 0),
+            (1, SLOW_S, "tensorflow", "model.keras", 1),
+            (LARGE_BYTES, 0.001, "tensorflow", "model.keras", 0),
+            (LARGE_BYTES, SLOW_S, "tensorflow", "model.savedmodel", 0),
+            (1, SLOW_S, CONVERTED, "model.skops", 1),
+            (LARGE_BYTES, SLOW_S, "sklearn", "model.skops", 0),
         ],
     )
     @virtual
     async def test_which_models_are_tried(
-        self, cache: CopyCache, size_bytes: int, load_s: float, backend: str, jobs: int
+        self, cache: CopyCache, size_bytes: int, load_s: float, backend: str, file: str, jobs: int
     ) -> None:
-        async with running(cache) as b:
-            await b.load(revision_of("m", size_bytes, backend), load_s)
+        async with running(cache, budget_bytes=4 * BUDGET_BYTES) as b:
+            await b.load(revision_of("m", size_bytes, backend, file), load_s)
             assert len(b.jobs) == jobs
+
+    @virtual
+    async def test_a_copy_of_what_ran_code_is_for_those_who_may(self, cache: CopyCache) -> None:
+        async with running(cache, budget_bytes=4 * BUDGET_BYTES) as b:
+            orders = []
+            for may_bring_code in (True, False):
+                revision = revision_of("m", 1, "tensorflow", "model.keras")
+                revision.may_bring_code = may_bring_code
+                await b.load(revision)
+                orders.append(CopyOrder(**b.jobs[-1]["order"]))
+            allowed, strict = orders
+            assert "roost.allow_code" in allowed.options
+            assert allowed.key != strict.key
 
     @virtual
     async def test_a_refusal_is_final(self, cache: CopyCache) -> None:

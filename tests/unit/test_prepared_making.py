@@ -29,12 +29,17 @@ class Trials:
     plain: Mapping[str, Any] = field(default_factory=dict)
     copy: Mapping[str, Any] = field(default_factory=dict)
     save: Exception | None = None
+    refusal: str = ""
     jobs: list[str] = field(default_factory=list)
 
     def __call__(self, order: CopyOrder, changes: Mapping[str, Any]) -> Mapping[str, Any]:
         self.jobs.append("copy" if changes.get("prepared") else str(changes["job"]))
         if changes["job"] == "save":
             (Path(changes["target"]) / "model.onnx").write_bytes(b"copy")
+            (Path(changes["target"]) / "variables").mkdir()
+            (Path(changes["target"]) / "variables" / "data").write_bytes(b"copy" * 10_000)
+            if self.refusal:
+                return {"refused": self.refusal}
             if self.save is not None:
                 raise self.save
             return {"entry": "model.onnx"}
@@ -103,6 +108,14 @@ def test_a_copy_that_must_not_or_need_not_be_used_is_remembered_as_that(
     again = Trials()
     assert make_copy(cache, order(tmp_path), again) == manifest
     assert again.jobs == []
+
+
+def test_a_model_that_has_no_such_form_is_not_tried_again(cache: CopyCache, tmp_path: Path) -> None:
+    assert make_copy(cache, order(tmp_path), Trials(refusal="it can't be converted")).reason == "it can't be converted"
+    again = Trials()
+    assert make_copy(cache, order(tmp_path), again).reason
+    assert again.jobs == []
+    assert cache.used_bytes() < 20_000, "the copy's files stayed"
 
 
 @pytest.mark.parametrize("save", [NotNow("it was killed"), OSError(errno.ENOSPC, "No space left on device")])

@@ -84,7 +84,7 @@ def recorder() -> Recorder:
 def lines(recorder: Recorder) -> Lines:
     log = logging.Logger("test", logging.DEBUG)
     log.addHandler(recorder)
-    return Lines("m", "1", log)
+    return Lines({"model": "m", "version": "1"}, log=log)
 
 
 def test_lines_come_whole_and_with_their_level(lines: Lines, recorder: Recorder) -> None:

@@ -47,6 +47,11 @@ class Entries(dict[str, bytes]):
     def get_record(self, name: str) -> bytes:
         return self[name]
 
+    def get_record_size(self, name: str) -> int:
+        if name not in self:
+            raise RuntimeError("there is no such entry")
+        return len(self[name])
+
 
 def archive(program: Any = PROGRAM, weights: Any = WEIGHTS, **more: bytes) -> Entries:
     entries = Entries(archive_format=b"pt2", **more)

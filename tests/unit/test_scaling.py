@@ -24,7 +24,6 @@ from roost.router.revision import Revision
 from roost.router.scaling import RETRY_S, Scaling
 from roost.router.spares import SCARCE, Spares
 from roost.router.steady import MINUTE_S, MINUTES
-from roost.router.validation import Contract
 
 from tests.unit.mesh_fakes import Bed, Farm, InlineExecutor, bed
 from tests.virtual_time import settle, virtual
@@ -62,7 +61,7 @@ def send(on: Bed, revision: Revision, outcomes: list[InferResponse | RoostError]
     now = time.monotonic()
     context = RequestContext(now, now + timeout_s, served_by=revision.served_by)
     request = InferRequest(revision.key.name, "", context, [Tensor("x", "UINT8", (4,), b"1234")])
-    intake = revision.intake or Intake(Contract("", on.farm.signature, 0), batches=False)
+    intake = revision.intake or Intake(on.farm.signature, 0, batches=False)
     on.mesh.submit(revision, request, outcomes.append, intake.measure(request), recorded=True)
 
 

@@ -161,6 +161,9 @@ def test_what_kubernetes_says_of_services_is_ignored(folder: Path) -> None:
         ([], {"ROOST_HTTP_PORT": "x"}, "ROOST_HTTP_PORT: 'x' is not a port from 0 to 65535"),
         (["--grpc-port", "65536"], {}, "--grpc-port: 65536 is not a port from 0 to 65535"),
         (["--workers", "0"], {}, "--workers: 0 is not a number of worker processes from 1 to 1024"),
+        (["--rate-limit", "on"], {}, "--rate-limit: 'on' is not one of none, execution_count"),
+        (["--rate-limit-resource", "R:1"], {}, "--rate-limit-resource: needs --rate-limit execution_count"),
+        (["--rate-limit-resource", "R"], {}, "--rate-limit-resource: 'R' is not of the form name:count or"),
         (["--worker-labels", "ssd"], {}, "--worker-labels: 'ssd' is not of the form name=value"),
         (["--worker-labels", "a:disk=ssd"], {}, "--worker-labels: 'a:disk=ssd' does not begin with the number of a"),
         (["--worker-labels", "3:disk=ssd"], {}, "--worker-labels: there is no worker 3: they are numbered from 0 to 2"),
@@ -191,6 +194,7 @@ def test_what_kubernetes_says_of_services_is_ignored(folder: Path) -> None:
             "--load-model: '../m' is not the name of a model",
         ),
         (["--routes", "no.yaml"], {}, "--routes: there is no such file: no.yaml"),
+        (["--graphs", "no.yaml"], {}, "--graphs: there is no such file: no.yaml"),
         ([], {"ROOST_ROUTES": "no.yaml"}, "ROOST_ROUTES: there is no such file: no.yaml"),
         (["--ready-file", "no/ready"], {}, "--ready-file: there is no folder for it: no/ready"),
         (["--http-port", "9", "--grpc-port", "9"], {}, "--grpc-port: port 9 is already used for --http-port"),
@@ -287,10 +291,12 @@ def test_mistakes_in_the_file_are_named(folder: Path, text: str, expected: str) 
 def test_the_printed_configuration_reads_back_to_the_same(folder: Path) -> None:
     (folder / "routes.yaml").touch()
     argv = ["--model-control", "explicit", "--load-model", "*", "--routes", "routes.yaml", "--metrics-port", "0"]
+    argv += ["--graphs", "routes.yaml"]
     argv += ["--histogram-model", "m", "--max-body", "1000001", "--request-timeout", "0.3s"]
     argv += ["--http-header-forward-pattern", "^x-a", "--grpc-header-forward-pattern", "(?-i)^x-B"]
     argv += ["--http-restricted-api", "trace,logging:Key=a;b", "--http-restricted-api", "health:other=1"]
     argv += ["--compat", "triton", "--allow-client-shm", "--grpc-max-connection-age", "1h"]
+    argv += ["--rate-limit", "execution_count", "--rate-limit-resource", "R:2:0", "--response-cache-size", "0"]
     config = read(*argv)
     (folder / "printed.yaml").write_text(effective_yaml(config))
     assert read_command(["--config", "printed.yaml"], {}, MACHINE).config == config
@@ -315,7 +321,7 @@ def test_printed_sizes_and_durations_lose_nothing(size_bytes: int, duration_s: f
 
 
 def test_every_setting_is_printed_and_can_be_a_variable(folder: Path) -> None:
-    printed = yaml.safe_load(effective_yaml(read("--enable-dummy")))
+    printed = yaml.safe_load(effective_yaml(read("--enable-dummy", "--fake-gpus")))
     assert set(printed) == set(Settings.model_fields)
     assert variable_of("http_port") == "ROOST_HTTP_PORT"
     assert flag_of("http_port") == "--http-port"

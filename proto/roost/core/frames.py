@@ -174,6 +174,7 @@ class Call:
     run: Run
 
 
+_MAX_MESSAGE_CHARS = 4096
 _CALLED = "roost.called"  # among the parameters of a CALL's run: the model, and its version
 
 _NO_CREDIT = Credit(0, 0)
@@ -254,8 +255,11 @@ def parse_control(payload: Buffer) -> dict[str, Any]:
 
 
 def error_frame(request: int, code: Code, message: str) -> bytes:
-    """Makes the frame that reports a request's failure."""
-    return control_frame(FrameType.ERROR, request, {"code": code.value, "message": message})
+    """Makes the frame that reports a request's failure; of a message, which may be a model's, what can be shown."""
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = message[:_MAX_MESSAGE_CHARS] + "..."
+    shown = message.encode("utf-8", "backslashreplace").decode()
+    return control_frame(FrameType.ERROR, request, {"code": code.value, "message": shown})
 
 
 def parse_error(payload: Buffer) -> tuple[Code, str]:

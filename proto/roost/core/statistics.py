@@ -19,7 +19,7 @@ _NONE = StatisticDuration()
 
 @dataclass(frozen=True, slots=True)
 class InferStatistics:
-    """Requests by outcome and by step; steps count requests that succeeded without the cache."""
+    """Requests by outcome and by step; steps but the queue count requests that succeeded without the cache."""
 
     success: StatisticDuration = _NONE
     fail: StatisticDuration = _NONE

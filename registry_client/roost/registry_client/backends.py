@@ -25,6 +25,8 @@ class Backend:
         is_stateless: Its models keep nothing from one request to the next that anybody could rely on, and do nothing
             but compute: to run one twice changes nothing.
         may_decouple: Its models may give more or fewer responses than one.
+        has_threads: How many threads a run uses may be another number for each of its models.
+        is_composed: There is no runtime for it: its models are made of others.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Backend:
     is_code: bool = False
     is_stateless: bool = True
     may_decouple: bool = False
+    has_threads: bool = True
+    is_composed: bool = False
 
 
 BACKENDS: Mapping[str, Backend] = {
@@ -63,6 +67,7 @@ BACKENDS: Mapping[str, Backend] = {
             platforms=("tensorflow_savedmodel",),
             formats=("tensorflow", "keras"),
             parameters=frozenset({"TF_SIGNATURE_DEF", "TF_GRAPH_TAG"}),
+            has_threads=False,
         ),
         Backend(
             "sklearn",
@@ -74,6 +79,7 @@ BACKENDS: Mapping[str, Backend] = {
         Backend("xgboost", ("model.json", "model.ubj", "model.bst"), suffixes=(".ubj", ".bst"), formats=("xgboost",)),
         Backend("lightgbm", ("model.txt", "model.bst"), formats=("lightgbm",)),
         Backend("python", ("model.py",), parameters=None, is_code=True, is_stateless=False, may_decouple=True),
+        Backend("ensemble", (), platforms=("ensemble",), may_decouple=True, is_composed=True),
         Backend("dummy", ("model.dummy",), suffixes=(".dummy",), is_stateless=False, may_decouple=True),
     )
 }
@@ -91,6 +97,9 @@ OTHER_FORMATS: Mapping[str, str] = {
 }
 """What model files and folders are that no runtime here can load, by their usual names."""
 
+LAYOUTS = frozenset({"triton"})
+"""What ``modelFormat`` may say that says how files are laid out, and not what they are."""
+
 _FOR_TESTS = "dummy"  # known, but nobody is told
 
 _BACKEND_OF_PLATFORM = {platform: backend.name for backend in BACKENDS.values() for platform in backend.platforms}
@@ -107,7 +116,7 @@ _ORDER = {name: position for position, name in enumerate(BACKENDS)}
 
 def known_backends() -> str:
     """The backends that there are, as error texts list them."""
-    return ", ".join(sorted(BACKENDS.keys() - {_FOR_TESTS}))
+    return ", ".join(sorted(name for name, known in BACKENDS.items() if name != _FOR_TESTS and not known.is_composed))
 
 
 def platform_of(backend: str) -> str:
@@ -117,8 +126,13 @@ def platform_of(backend: str) -> str:
 
 
 def backend_of_format(name: str) -> str:
-    """The backend of a ``modelFormat``; empty if there is none."""
+    """The backend of a ``modelFormat``; empty if there is none, or if it is one of ``LAYOUTS``."""
     return _BACKEND_OF_FORMAT.get(name, "")
+
+
+def known_formats() -> str:
+    """The formats that there are backends for, as error texts list them."""
+    return ", ".join(sorted(_BACKEND_OF_FORMAT))
 
 
 def backend_of_file(file_name: str) -> str:

@@ -72,6 +72,8 @@ _PLAIN = BatchPolicy()  # one object for all of the many models that say nothing
 def batch_policy(config: mc.ModelConfig) -> BatchPolicy:
     """Reads a configuration that was checked."""
     instances = sum(group.count or 1 for group in config.instance_group) or 1
+    if config.HasField("sequence_batching"):
+        return _sequence_batch_policy(config, instances)
     if not config.HasField("dynamic_batching"):
         return _PLAIN if instances == 1 else BatchPolicy(instances=instances)
     batching = config.dynamic_batching
@@ -86,6 +88,21 @@ def batch_policy(config: mc.ModelConfig) -> BatchPolicy:
         {level: queue_policy(policy) for level, policy in batching.priority_queue_policy.items()},
         default,
         instances,
+    )
+
+
+def _sequence_batch_policy(config: mc.ModelConfig, instances: int) -> BatchPolicy:
+    """How requests of different sequences share batches."""
+    batching = config.sequence_batching
+    if not batching.HasField("oldest"):
+        return BatchPolicy(max_delay_s=batching.direct.max_queue_delay_microseconds / 1e6, instances=instances)
+    oldest = batching.oldest
+    preferred = tuple(sorted(set(oldest.preferred_batch_size)))
+    return BatchPolicy(
+        () if preferred == (config.max_batch_size,) else preferred,
+        oldest.max_queue_delay_microseconds / 1e6,
+        oldest.preserve_ordering,
+        instances=instances,
     )
 
 

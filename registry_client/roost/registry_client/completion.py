@@ -8,6 +8,7 @@ from roost.core.tensors import DATATYPES, Signature, TensorSpec
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import platform_of
 from roost.registry_client.description import ModelDescription
+from roost.registry_client.sequences import IDLE_US
 
 
 def complete_config(description: ModelDescription, signature: Signature) -> mc.ModelConfig:
@@ -24,15 +25,21 @@ def complete_config(description: ModelDescription, signature: Signature) -> mc.M
     """
     config = mc.ModelConfig()
     config.CopyFrom(description.config)
-    config.backend = description.backend
+    if description.ensemble is None:
+        config.backend = description.backend
     config.platform = config.platform or platform_of(description.backend)
     if len(description.model_files) == 1:  # else it depends on which of them is there
         config.default_model_filename = description.model_files[0]
     if config.version_policy.WhichOneof("policy_choice") in (None, "latest"):
         config.version_policy.latest.num_versions = max(config.version_policy.latest.num_versions, 1)
     _complete_tensors(config, description, signature)
+    if description.ensemble is not None:  # which has neither instances nor a graph of its own
+        return config
     _complete_optimization(config.optimization)
     _complete_instance_groups(config)
+    if config.HasField("sequence_batching"):
+        batching = config.sequence_batching
+        batching.max_sequence_idle_microseconds = batching.max_sequence_idle_microseconds or IDLE_US
     if (
         config.HasField("dynamic_batching")
         and config.max_batch_size

@@ -63,8 +63,8 @@ FIELDS: Mapping[str, Effect] = {
     "instance_group.name": Effect.SHOWN,
     "instance_group.kind": Effect.HONOURED,
     "instance_group.count": Effect.HONOURED,
-    "instance_group.rate_limiter": Effect.NONE,
-    "instance_group.gpus": Effect.REFUSED,
+    "instance_group.rate_limiter": Effect.HONOURED,
+    "instance_group.gpus": Effect.HONOURED,
     "instance_group.secondary_devices": Effect.NONE,
     "instance_group.profile": Effect.NONE,
     "instance_group.passive": Effect.NONE,
@@ -73,22 +73,41 @@ FIELDS: Mapping[str, Effect] = {
     "cc_model_filenames": Effect.NONE,
     "metric_tags": Effect.NONE,
     "parameters": Effect.HONOURED,  # each for itself, see ``description``
-    "model_warmup": Effect.NONE,
+    "model_warmup": Effect.HONOURED,
     "model_operations": Effect.NONE,
     "model_transaction_policy": Effect.HONOURED,
     "model_repository_agents": Effect.NONE,
-    "response_cache": Effect.NONE,
+    "response_cache": Effect.HONOURED,
     "model_metrics": Effect.NONE,
     "dynamic_batching": Effect.HONOURED,
-    "sequence_batching": Effect.REFUSED,
-    "ensemble_scheduling": Effect.REFUSED,
+    "sequence_batching.max_sequence_idle_microseconds": Effect.HONOURED,
+    "sequence_batching.control_input": Effect.HONOURED,
+    "sequence_batching.state.input_name": Effect.HONOURED,
+    "sequence_batching.state.output_name": Effect.HONOURED,
+    "sequence_batching.state.data_type": Effect.HONOURED,
+    "sequence_batching.state.dims": Effect.HONOURED,
+    "sequence_batching.state.initial_state": Effect.HONOURED,
+    # Buffers on a GPU, of which there are none here.
+    "sequence_batching.state.use_same_buffer_for_input_output": Effect.NONE,
+    "sequence_batching.state.use_growable_memory": Effect.NONE,
+    "sequence_batching.iterative_sequence": Effect.REFUSED,
+    "sequence_batching.direct": Effect.HONOURED,
+    "sequence_batching.oldest": Effect.HONOURED,
+    "ensemble_scheduling.step.model_name": Effect.HONOURED,
+    "ensemble_scheduling.step.model_version": Effect.HONOURED,
+    "ensemble_scheduling.step.input_map": Effect.HONOURED,
+    "ensemble_scheduling.step.output_map": Effect.HONOURED,
+    "ensemble_scheduling.step.model_namespace": Effect.REFUSED,
+    # Queues of the steps' models have limits of their own.
+    "ensemble_scheduling.max_inflight_requests": Effect.NONE,
 }
 """What becomes of each field, by its path."""
 
 WITHOUT_RELOAD = ("version_policy", "instance_group")
-"""Fields that a loaded instance does not depend on: a change of these alone loads nothing anew."""
+"""Fields that a loaded instance does not depend on: a change of these alone loads nothing anew.
 
-_HARMLESS: Mapping[str, Any] = {"response_cache": mc.ModelResponseCache()}
+But it does depend on where its groups are.
+"""
 
 
 def fields_without_effect(config: mc.ModelConfig) -> tuple[str, ...]:
@@ -102,8 +121,7 @@ def _without_effect(message: Message, prefix: str) -> Iterator[str]:
         path = prefix + field.name
         effect = FIELDS.get(path)
         if effect is Effect.NONE:
-            if path not in _HARMLESS or value != _HARMLESS[path]:
-                yield path
+            yield path
         elif effect is None:
             for part in [value] if isinstance(value, Message) else value:
                 yield from _without_effect(part, path + ".")
@@ -115,4 +133,7 @@ def loaded_part(config: mc.ModelConfig) -> mc.ModelConfig:
     copy.CopyFrom(config)
     for name in WITHOUT_RELOAD:
         copy.ClearField(name)
+    anywhere = (mc.ModelInstanceGroup.KIND_AUTO, ())
+    for kind, gpus in sorted({(group.kind, tuple(group.gpus)) for group in config.instance_group} - {anywhere}):
+        copy.instance_group.add(kind=kind, gpus=gpus)
     return copy

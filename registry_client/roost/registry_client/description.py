@@ -10,8 +10,10 @@ from roost.core.errors import InvalidArgument
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import BACKENDS, DEFAULT_BACKEND, resolve_backend
 from roost.registry_client.config_fields import fields_without_effect, loaded_part
+from roost.registry_client.ensemble import Ensemble, read_ensemble
 from roost.registry_client.onnx_options import onnx_options
-from roost.registry_client.policy import PREFIX, ModelPolicy
+from roost.registry_client.policy import PREFIX, THREADS, ModelPolicy
+from roost.registry_client.sequences import SequencePolicy, of_one_copy, sequence_policy
 from roost.registry_client.validation import check_config
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -46,6 +48,8 @@ class ModelDescription:
         options: What the runtime is told when it loads the model.
         without_effect: Keys that are set, but that the server can't act on.
         place: Where the files are, if not in version folders.
+        ensemble: The steps, if the model is made of others; then it has no files.
+        sequences: How requests of sequences reach it, if it knows of them.
     """
 
     config: mc.ModelConfig
@@ -55,6 +59,12 @@ class ModelDescription:
     options: Mapping[str, str] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
     place: Place | None = None
+    ensemble: Ensemble | None = None
+    sequences: SequencePolicy | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.config.HasField("sequence_batching"):
+            object.__setattr__(self, "sequences", sequence_policy(self.config))
 
     def loads_like(self, other: ModelDescription) -> bool:
         """Whether an instance that was loaded for one of them is right for the other, if the files are the same."""
@@ -141,16 +151,18 @@ def describe(config: mc.ModelConfig, name: str, source: str, detected: str) -> M
         raise InvalidArgument(f"{source}: name '{tidy(config.name)}' is not the model's name '{name}'")
     config.name = name
     try:
-        # First what is not supported at all: an ensemble's missing backend is not its problem.
+        # First what is not supported at all: a missing backend is not its problem.
         check_config(config)
         backend = resolve_backend(config.backend, config.platform, config.default_model_filename, detected)
         if config.model_transaction_policy.decoupled and not BACKENDS[backend].may_decouple:
             raise InvalidArgument(f"decoupled models are not supported by backend '{backend}'")
         policy = ModelPolicy.from_parameters({key: value.string_value for key, value in config.parameters.items()})
+        policy = of_one_copy(policy, sequence_policy(config))
         options = _options(config, backend)
     except InvalidArgument as error:
         raise InvalidArgument(f"{source}: {tidy(error.message)}") from None
-    return ModelDescription(config, backend, policy, config.max_batch_size, options, _without_effect(config, backend))
+    without_effect, ensemble = _without_effect(config, backend), read_ensemble(config)
+    return ModelDescription(config, backend, policy, config.max_batch_size, options, without_effect, ensemble=ensemble)
 
 
 def _options(config: mc.ModelConfig, backend: str) -> dict[str, str]:
@@ -168,8 +180,12 @@ def _options(config: mc.ModelConfig, backend: str) -> dict[str, str]:
 def _without_effect(config: mc.ModelConfig, backend: str) -> tuple[str, ...]:
     known = BACKENDS[backend].parameters
     unknown = [key for key in sorted(config.parameters) if known is not None and key not in known]
-    unknown = [key for key in unknown if not key.startswith(PREFIX)]
-    return (*fields_without_effect(config), *(tidy(f"parameters.{key}") for key in unknown))
+    is_placed = not BACKENDS[backend].is_composed  # nothing of an ensemble is ever in memory
+    unknown = [key for key in unknown if not (is_placed and key.startswith(PREFIX))]
+    if not BACKENDS[backend].has_threads:
+        unknown += [key for key in config.parameters if key == THREADS]
+    fields = ["model_warmup"] if not is_placed and config.model_warmup else []
+    return (*fields_without_effect(config), *fields, *(tidy(f"parameters.{key}") for key in unknown))
 
 
 def _check_size(text: str, source: str) -> None:

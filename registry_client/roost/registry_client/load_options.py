@@ -20,10 +20,11 @@ import json
 from collections.abc import Iterable, Sequence
 
 from google.protobuf import json_format
-from roost.core.tensors import DATATYPE_OF_CONFIG
+from roost.core.tensors import DATATYPE_OF_CONFIG, TensorSpec
 from roost.proto import model_config_pb2 as mc
 from roost.registry_client.backends import BACKENDS, DEFAULT_BACKEND
 from roost.registry_client.description import ModelDescription
+from roost.registry_client.sequences import declared_tensors
 
 INPUTS = "roost.inputs"
 OUTPUTS = "roost.outputs"
@@ -47,9 +48,10 @@ def load_options(description: ModelDescription, version: str, *, allow_code: boo
     if backend.name == DEFAULT_BACKEND:
         return options
     batched = description.max_batch_size > 0
+    inputs, outputs = declared_tensors(config)
     options |= {
-        INPUTS: json.dumps(_rows(config.input, batched)),
-        OUTPUTS: json.dumps(_rows(config.output, batched)),
+        INPUTS: json.dumps([*_rows(config.input, batched), *_own_rows(config.input, inputs)]),
+        OUTPUTS: json.dumps([*_rows(config.output, batched), *_own_rows(config.output, outputs)]),
         MAX_BATCH_SIZE: str(description.max_batch_size),
         MODEL_NAME: config.name,
         MODEL_VERSION: version,
@@ -77,6 +79,14 @@ def said_under(description: ModelDescription) -> str:
 
 def _rows(declared: Iterable[mc.ModelInput | mc.ModelOutput], batched: bool) -> list[tuple[str, str, Sequence[int]]]:
     return [(item.name, _datatype(item), ([-1] if batched else []) + _own_dims(item)) for item in declared]
+
+
+def _own_rows(
+    declared: Sequence[mc.ModelInput] | Sequence[mc.ModelOutput], own: Iterable[TensorSpec]
+) -> list[tuple[str, str, Sequence[int]]]:
+    """The tensors that only server and model know of; where the configuration lists none, the model says all itself."""
+    known = {item.name for item in declared}
+    return [(spec.name, spec.datatype, spec.shape) for spec in own if known and spec.name not in known]
 
 
 def _own_dims(item: mc.ModelInput | mc.ModelOutput) -> list[int]:

@@ -39,6 +39,8 @@ FolderStamp: TypeAlias = tuple[FileStamp, ...]
 _VERSION = re.compile(r"[1-9][0-9]{0,18}\Z")
 _MAX_VERSION = 2**63 - 1
 _MAX_LABELS_BYTES = 16 << 20
+_INITIAL_STATE = "initial_state"
+_MAX_STATE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,14 @@ class ModelFolder:
     def versions_of(self, description: ModelDescription) -> list[str]:
         """The versions of a model with that description, in ascending order.
 
+        An ensemble has no files, so it may do without version folders, too: then it is version 1.
+
         Raises:
             NotFound: If the folder is gone.
         """
-        return self.versions() if description.place is None else [description.place.version]
+        if description.place is not None:
+            return [description.place.version]
+        return self.versions() or (["1"] if description.ensemble is not None else [])
 
     def versions(self) -> list[str]:
         """Lists the version folders in ascending order; without any, a model file in the folder is version 1.
@@ -98,8 +104,11 @@ class ModelFolder:
                 return ""  # what is wrong with the version is said when it is loaded
         return backend_of_files(files)
 
-    def load_config(self) -> ModelDescription:
+    def load_config(self, detected: str = "") -> ModelDescription:
         """Reads ``config.pbtxt`` if there is one, and describes the model.
+
+        Args:
+            detected: The backend of a configuration that names none; by default the one that the files hint at.
 
         Raises:
             InvalidArgument: If the file can't be read or understood, or asks for what can't be done.
@@ -107,7 +116,7 @@ class ModelFolder:
             FailedPrecondition: If the folder can't be read.
             ResourceExhausted: If there is no descriptor to read with.
         """
-        detected = self.detect_backend()
+        detected = detected or self.detect_backend()
         if os.path.lexists(f"{self.path}/{CONFIG_FILE}"):
             return parse_config_text(self._read_text(CONFIG_FILE), self.name, detected_backend=detected)
         if os.path.lexists(f"{self.path}/{SETTINGS_FILE}"):
@@ -178,6 +187,22 @@ class ModelFolder:
         lines = text.replace("\r\n", "\n").split("\n")
         return tuple(lines[:-1] if lines[-1] == "" else lines)
 
+    def read_initial_state(self, file_name: str) -> bytes:
+        """Reads what a sequence of requests begins with, from the folder ``initial_state`` of the model.
+
+        Args:
+            file_name: Its plain name.
+
+        Raises:
+            InvalidArgument: If there is no such file, or it is too large.
+        """
+        if not is_plain_file_name(file_name):
+            raise InvalidArgument(f"initial state '{shown(file_name)}' must be the plain name of a file")
+        try:
+            return read_small_file(f"{self.path}/{_INITIAL_STATE}/{file_name}", file_name, _MAX_STATE_BYTES)
+        except FailedPrecondition as error:
+            raise InvalidArgument(f"initial state of model '{self.name}': {error.message}") from None
+
     def artifact(self, version: str, description: ModelDescription, cache: DigestCache) -> Artifact:
         """Finds a version's files and computes their digest; files that are in the cache are not read.
 
@@ -190,6 +215,16 @@ class ModelFolder:
         path = self._model_file(root, version, description, stamp)
         digest = digest_files(root, stamp, cache)
         return Artifact(path, root, digest, sum(file.size for file in stamp), stamp)
+
+    def find(self, version: str, description: ModelDescription) -> tuple[str, str]:
+        """Where a version's model file or folder is, and the folder of all its files; no file is read.
+
+        Raises:
+            NotFound: If there is no such version.
+            FailedPrecondition: If its files can't be used; the text says why.
+        """
+        root = self._root(version, description)
+        return self._model_file(root, version, description, stamp_files(root)), root
 
     def stamp(self, version: str, description: ModelDescription) -> Stamp:
         """The stamp that ``artifact`` would have, without reading a file.
@@ -229,11 +264,13 @@ class ModelFolder:
             versions, files = self._list()
             if version in versions:
                 return str(self.path / version)
-            if not versions and version == "1" and any(map(backend_of_file, files)):
+            if not versions and version == "1" and (description.ensemble or any(map(backend_of_file, files))):
                 return str(self.path)
         raise NotFound(f"model '{self.name}' has no version '{shown(version)}'")
 
     def _model_file(self, root: str, version: str, description: ModelDescription, stamp: Stamp) -> str:
+        if description.ensemble is not None:
+            return root
         names = {file.name for file in stamp}
         for file_name in description.model_files:
             found = _find(file_name, names)

@@ -21,6 +21,7 @@ from roost.registry_client.files import is_plain_file_name
 IMPLEMENTATIONS: Mapping[str, str] = {
     "onnxruntime": "onnxruntime",
     "roost.onnx": "onnxruntime",
+    **{f"roost.{name}": name for name, backend in BACKENDS.items() if not backend.is_composed},
     "mlserver_onnx.ONNXModel": "onnxruntime",
     "mlserver_onnx.OnnxModel": "onnxruntime",
     "mlserver_sklearn.SKLearnModel": "sklearn",
@@ -107,7 +108,9 @@ def _place(parameters: Mapping[str, Any], folder: str, version_folders: bool) ->
 
 
 def _backend(implementation: str) -> str:
-    backend = IMPLEMENTATIONS.get(implementation)
+    # Classes may be named by the module that defines them, mlserver_sklearn.sklearn.SKLearnModel.
+    package, _, rest = implementation.partition(".")
+    backend = IMPLEMENTATIONS.get(implementation) or IMPLEMENTATIONS.get(f"{package}.{rest.rpartition('.')[2]}")
     if backend is None:
         raise InvalidArgument(
             f"implementation: '{implementation}' is not known; custom Python implementations can't be served, the "

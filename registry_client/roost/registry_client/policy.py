@@ -13,8 +13,10 @@ from roost.core.units import parse_bytes, parse_seconds
 
 PREFIX = "roost."
 MIN_COPIES = "roost.min_copies"
+THREADS = "roost.threads"
 MAX_COPIES = 1024
 MAX_PRIORITY = 1000
+MAX_THREADS = 1024
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 256
 
@@ -37,6 +39,7 @@ class ModelPolicy:
 
     Attributes:
         memory_bytes: Private memory that an instance needs, as declared; None if the server is to find out.
+        gpu_memory_bytes: Likewise memory of a GPU, if it is loaded on one.
         pin: Whether its instances are never evicted.
         min_copies: How many instances there are at least, even without requests.
         max_copies: How many there are at most; None for no limit but memory.
@@ -46,9 +49,11 @@ class ModelPolicy:
         preferred_labels: Those that are better to have; a worker with more of them goes before one with fewer.
         batching: Whether its rows may be run together, as its owner knows; None if the server is to find out.
         load_timeout_s: After so long its load is given up; None for the server's ``--load-timeout``.
+        threads: How many threads a run of it may use, no more than there are CPUs; None for its worker's share of them.
     """
 
     memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
     pin: bool = False
     min_copies: int = 0
     max_copies: int | None = None
@@ -58,6 +63,7 @@ class ModelPolicy:
     preferred_labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
     batching: bool | None = None
     load_timeout_s: float | None = None
+    threads: int | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ModelPolicy:
@@ -158,6 +164,7 @@ def read_labels(text: str) -> dict[str, str]:
 
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "memory_bytes": _read_memory,
+    "gpu_memory_bytes": _read_memory,
     "pin": _read_pin,
     "min_copies": _integer_reader(0, MAX_COPIES),
     "max_copies": _integer_reader(1, MAX_COPIES),
@@ -167,4 +174,5 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "preferred_labels": read_labels,
     "batching": _read_batching,
     "load_timeout_s": _read_load_timeout,
+    "threads": _integer_reader(1, MAX_THREADS),
 }

@@ -10,7 +10,9 @@ from roost.core.errors import InvalidArgument
 from roost.core.names import version_order
 from roost.core.tensors import DATATYPE_OF_CONFIG, DATATYPES, Signature, TensorSpec
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.backends import BACKENDS
 from roost.registry_client.description import ModelDescription
+from roost.registry_client.sequences import clients_part
 
 _Declared: TypeAlias = mc.ModelInput | mc.ModelOutput
 
@@ -60,6 +62,8 @@ def effective_signature(description: ModelDescription, model: Signature) -> Sign
     """
     batched = description.max_batch_size > 0
     config = description.config
+    if config.HasField("sequence_batching"):
+        model = clients_part(config, model, says_all=not BACKENDS[description.backend].is_code)
     if batched:
         _check_batched(description, model)
     inputs = {spec.name: spec for spec in model.inputs}

@@ -13,8 +13,13 @@ from google.protobuf.message import Message
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import MAX_RANK
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.ensemble import PLATFORM, check_ensemble
 from roost.registry_client.files import is_plain_file_name
+from roost.registry_client.instance_groups import check_instance_groups
 from roost.registry_client.reshape import check_reshape
+from roost.registry_client.response_cache import check_response_cache
+from roost.registry_client.sequence_checks import check_sequences
+from roost.registry_client.warmup import check_warmup
 
 
 def check_config(config: mc.ModelConfig) -> None:
@@ -30,20 +35,21 @@ def check_config(config: mc.ModelConfig) -> None:
     _check_tensors("input", config.input)
     _check_tensors("output", config.output)
     _check_version_policy(config.version_policy)
+    if config.HasField("ensemble_scheduling") or config.platform == PLATFORM:
+        check_ensemble(config)
+    if config.HasField("sequence_batching"):
+        check_sequences(config)
     if config.HasField("dynamic_batching"):
         _check_dynamic_batching(config.dynamic_batching, config.max_batch_size)
-    for group in config.instance_group:
-        _check_instance_group(group)
+    check_instance_groups(config)
+    check_response_cache(config)
+    check_warmup(config)
     _check_file_name("default_model_filename", config.default_model_filename, "the version's folder")
     for output in config.output:
         _check_file_name(f"label_filename of output '{output.name}'", output.label_filename, "the model's folder")
 
 
 def _check_supported(config: mc.ModelConfig) -> None:
-    if config.HasField("ensemble_scheduling") or config.platform == "ensemble":
-        raise InvalidArgument("ensemble_scheduling is not supported yet")
-    if config.HasField("sequence_batching"):
-        raise InvalidArgument("sequence_batching is not supported yet")
     if config.batch_input:
         raise InvalidArgument("batch_input is not supported yet")
     if config.batch_output:
@@ -94,14 +100,6 @@ def _check_version_policy(policy: mc.ModelVersionPolicy) -> None:
     wrong = [version for version in policy.specific.versions if version < 1]
     if wrong:
         raise InvalidArgument(f"version_policy: versions must be positive, not {wrong[0]}")
-
-
-def _check_instance_group(group: mc.ModelInstanceGroup) -> None:
-    if group.count < 0:
-        raise InvalidArgument(f"instance_group: count is {group.count}; it must not be negative")
-    if group.kind == mc.ModelInstanceGroup.KIND_GPU or group.gpus:
-        asked = "KIND_GPU" if group.kind == mc.ModelInstanceGroup.KIND_GPU else "gpus"
-        raise InvalidArgument(f"instance_group: {asked} asks for a GPU, which is not supported yet; models run on CPUs")
 
 
 def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: int) -> None:

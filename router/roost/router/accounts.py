@@ -1,7 +1,7 @@
 """Step 5, what is taken of a device: every holding, and sums over them that cost the same however many there are.
 
 Files are counted once, however many instances map them: the kernel keeps one copy of their pages for all processes.
-Mappings are counted for each process, since the kernel limits them so.
+Mappings are counted for each process, since the kernel limits them so; memory of a GPU for all processes that use it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Holding:
         pinned: Never evicted.
         priority: Among idle ones those with a lower one go first.
         phase: What the memory is for now.
-        leases: Batches that run on it.
+        leases: Batches that run on it, and sequences that it knows.
+        held: How many of them are sequences: it does not go before they have ended, unless it yields.
+        yields: What is loaded now is to take its place.
         last_used: When it was last leased or given back; minus infinity if never.
         protection_s: How long continuous use protects it.
         busy_since: Since when it is claimed or leased without a pause; infinity while it is idle.
@@ -54,6 +56,8 @@ class Holding:
     priority: int = 0
     phase: Phase = RESERVED
     leases: int = 0
+    held: int = 0
+    yields: bool = False
     last_used: float = -math.inf
     protection_s: float = MIN_PROTECTION_S
     busy_since: float = math.inf
@@ -84,6 +88,21 @@ class Process:
     pinned_mappings: int = 0
 
 
+@dataclass(slots=True)
+class DeviceAccount:
+    """What instances take of a GPU's memory, and may take; the others are parts of ``bytes``.
+
+    ``moving`` is how many loads and unloads are under way there.
+    """
+
+    limit_bytes: int = 0
+    bytes: int = 0
+    reserved_bytes: int = 0
+    leaving_bytes: int = 0
+    pinned_bytes: int = 0
+    moving: int = 0
+
+
 class Accounts:
     """See the module.
 
@@ -98,6 +117,8 @@ class Accounts:
         moving: How many loads and unloads are under way.
         files: Files that are mapped.
         processes: Of workers that have, or had, instances.
+        devices: The GPUs.
+        device_at: Which of them the workers use that use one.
     """
 
     def __init__(self) -> None:
@@ -106,6 +127,8 @@ class Accounts:
         self.moving = 0
         self.files: dict[Hashable, File] = {}
         self.processes: dict[int, Process] = {}
+        self.devices: dict[str, DeviceAccount] = {}
+        self.device_at: dict[int, DeviceAccount] = {}
 
     def add(self, holding: Holding) -> None:
         """Counts a holding. Whatever changes in one is changed between ``remove`` and ``add``."""
@@ -138,6 +161,8 @@ class Accounts:
             self._count_file(holding, sign)
         if holding.place is not None:
             self._count_process(self.process(holding.place), holding, sign)
+            if self.device_at and (device := self.device_at.get(holding.place)) is not None:
+                self._count_device(device, holding, sign)
 
     def _count_file(self, holding: Holding, sign: int) -> None:
         file = self.files.get(holding.file)
@@ -174,3 +199,16 @@ class Accounts:
             process.leaving_mappings += mappings
         if holding.pinned:
             process.pinned_mappings += mappings
+
+    @staticmethod
+    def _count_device(device: DeviceAccount, holding: Holding, sign: int) -> None:
+        size_bytes = sign * holding.figures.device_bytes
+        device.bytes += size_bytes
+        if holding.phase is LEAVING:
+            device.leaving_bytes += size_bytes
+            device.moving += sign
+        elif holding.phase is RESERVED:
+            device.reserved_bytes += size_bytes
+            device.moving += sign
+        if holding.pinned:
+            device.pinned_bytes += size_bytes

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from roost.core.version import __version__
 from roost.router.activity_view import (
+    ENSEMBLE,
     FAILED,
     STANDBY,
     UNLOADED,
@@ -33,7 +34,7 @@ from roost.router.mesh import Mesh
 from roost.router.models import Version
 from roost.router.placement import Ledger
 from roost.router.rates import Row
-from roost.router.snapshot import private_bytes_of, running, view_device
+from roost.router.snapshot import private_bytes_of, running, view_devices
 from roost.router.states import Availability
 from roost.router.stats import ModelStats, Stats
 from roost.router.usage import CpuTimes
@@ -109,7 +110,7 @@ class ActivitySampler:
             self._window_s,
             self._totals,
             self._server,
-            (view_device(self._ledger, self._mesh.device),),
+            view_devices(self._ledger, self._mesh.device, self._mesh.gpus),
             self._workers,
             matching,
             tuple(models),
@@ -244,6 +245,8 @@ def _describe(row: Row, version: Version) -> None:
         row.state = FAILED
     elif version.availability is Availability.UNAVAILABLE:
         row.state = UNLOADED
+    elif version.revision.description.ensemble is not None:
+        row.state = ENSEMBLE
 
 
 async def _in_slices(items: Iterable[T]) -> AsyncIterator[list[T]]:

@@ -17,6 +17,9 @@ FAILED = "failed"
 UNLOADED = "unloaded"
 """The state of a model that was taken from service by a call."""
 
+ENSEMBLE = "ensemble"
+"""The state of a model that is made of others, and never loaded."""
+
 
 class Order(StrEnum):
     """Which models come first; all but names in descending order."""
@@ -45,7 +48,7 @@ class ModelActivity:
     Attributes:
         model: Its name.
         version: Empty if no request has asked for it yet.
-        state: That of its best copy (``roost.router.states``), else standby, failed or unloaded.
+        state: That of its best copy (``roost.router.states``), else standby, failed, unloaded or ensemble.
         requests_per_s: Requests that ended since the look before.
         failures_per_s: Those of them that failed.
         latency_s: What the others took on average; 0 if there were none.

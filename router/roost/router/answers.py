@@ -6,14 +6,21 @@ import itertools
 import math
 import struct
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 from roost.core.frames import WireTensor
 from roost.core.tensors import DATATYPES, NO_PARAMETERS, Buffer, Tensor
-from roost.router.pending import Pending
 from roost.router.validation import Reshapes
 
 _LENGTH = struct.Struct("<I")
+
+
+class HasRows(Protocol):
+    """A part of a batch."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of it."""
 
 
 def whole(outputs: Sequence[WireTensor], reshapes: Reshapes | None) -> list[Tensor]:
@@ -29,7 +36,7 @@ def whole(outputs: Sequence[WireTensor], reshapes: Reshapes | None) -> list[Tens
 
 
 def parts(
-    outputs: Sequence[WireTensor], requests: Sequence[Pending], rows: int, reshapes: Reshapes | None
+    outputs: Sequence[WireTensor], requests: Sequence[HasRows], rows: int, reshapes: Reshapes | None
 ) -> list[list[Tensor]] | None:
     """The outputs of a batch for each of its requests, as views; None if they do not have the rows of the batch.
 
@@ -60,7 +67,7 @@ def parts(
 
 
 def _column(
-    output: WireTensor, tail: tuple[int, ...], data: memoryview, ends: Sequence[int], requests: Sequence[Pending]
+    output: WireTensor, tail: tuple[int, ...], data: memoryview, ends: Sequence[int], requests: Sequence[HasRows]
 ) -> list[Tensor]:
     """One output for each request."""
     name, datatype = output.name, output.datatype

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.catalog import Catalog
 from roost.router.control import Control
+from roost.router.device_watch import DeviceWatch, ReadGpu
 from roost.router.eviction import LRU, POLICIES
 from roost.router.inference import Inference
 from roost.router.launching import launcher
@@ -36,6 +37,7 @@ from roost.router.preparer import Preparer, PreparerSpec, launch_preparer
 from roost.router.proof import BatchingMode
 from roost.router.proofs import Proofs
 from roost.router.recency import Recency
+from roost.router.response_cache import ResponseCache
 from roost.router.revision import Revision
 from roost.router.router import Router
 from roost.router.scaling import Scaling
@@ -82,6 +84,8 @@ async def router(
     cache: CopyCache | None = None,
     measure: bool = True,
     code_from: Collection[Path] = (),
+    response_cache_bytes: int = 0,
+    read_gpu: ReadGpu = lambda _: None,
 ) -> AsyncIterator[Router]:
     """Runs a router.
 
@@ -100,11 +104,17 @@ async def router(
         cache: Where prepared copies are kept; None for none.
         measure: Whether it is found out what models take.
         code_from: The repositories whose models may be code.
+        response_cache_bytes: What answers may take that are kept for requests that are the same.
+        read_gpu: Says what the GPU of a UUID is doing.
     """
     stats = Stats()
     policy = POLICIES[eviction]()
     ledger = Ledger(Limits(0), policy)
-    with thread_pool(2, "disk") as disk, thread_pool(1, "classify") as classifying:
+    with (
+        thread_pool(2, "disk") as disk,
+        thread_pool(1, "classify") as classifying,
+        thread_pool(1, "gpus") if settings.gpus else nullcontext(disk) as asking_gpus,
+    ):
         overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
         catalog = Catalog(
             repositories, learned, disk, explicit=explicit, overrides=overrides, code_from=frozenset(code_from)
@@ -121,19 +131,36 @@ async def router(
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, parts.preparer())
                 preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
                 work = list(_background_work(parts, proofs, cache=cache, measure=measure))
+                if mesh.gpus:
+                    work.append(_watch_of_gpus(parts, read_gpu, asking_gpus).run())
                 renew = None
                 if poll_interval_s is not None:
                     work.append(Polling(Looker(catalog, repositories, disk), control, poll_interval_s).run())
                     renew = control.renew
                 if eviction != LRU:
                     work.append(Prefetch(policy, mesh.loader.bring).run())
-                inference = Inference(catalog, mesh, traffic, classifying, renew)
+                responses = _responses(mesh, catalog, stats, response_cache_bytes)
+                inference = Inference(catalog, mesh, traffic, classifying, renew, responses)
+                control.verify = inference.ensembles.verify
                 async with _in_background(work):
                     yield Router(catalog, mesh, ledger, traffic, stats, inference, control, proofs, preload, launches)
             finally:
                 await mesh.stop()
                 if overrides is not None:
                     await asyncio.to_thread(overrides.clear)
+
+
+def _responses(mesh: Mesh, catalog: Catalog, stats: Stats, limit_bytes: int) -> ResponseCache:
+    """Answers that are kept; those of a revision go with it."""
+    responses = ResponseCache(limit_bytes, stats.cache, catalog.prepare)
+    others_hear = mesh.loader.when_gone
+
+    def gone(revision: Revision) -> None:
+        others_hear(revision)
+        responses.forget(revision)
+
+    mesh.loader.when_gone = gone
+    return responses
 
 
 def _warn_of_what_is_unknown(traffic: Traffic, catalog: Catalog) -> None:
@@ -166,6 +193,15 @@ def _background_work(parts: _Parts, proofs: Proofs, *, cache: CopyCache | None, 
     yield least.run()
     yield Scaling(mesh, ledger, least, Spares(mesh.workers, ledger), parts.stats.copies).run()
     yield mesh.kinds.run()
+
+
+def _watch_of_gpus(parts: _Parts, read_gpu: ReadGpu, thread: Executor) -> DeviceWatch:
+    """Loads have budgets there, and are weighed, from now on."""
+    mesh, loader, remember = parts.mesh, parts.mesh.loader, parts.catalog.remember_gpu_size
+    watch = DeviceWatch(mesh.gpus, mesh.workers, parts.ledger, loader.room, read_gpu, thread, remember)
+    watch.begin()
+    loader.creator.weigh = watch.weigh
+    return watch
 
 
 def _copies(parts: _Parts, cache: CopyCache, proofs: Proofs) -> PreparedCopies:

@@ -31,7 +31,7 @@ class Capacity:
         mapped_bytes = taken.mapped_bytes + (0 if file in taken.files else need.mapped_bytes)
         if private_bytes > limits.private_bytes or private_bytes + mapped_bytes > limits.memory_bytes:
             return False
-        return place is None or self.lacking(need.mappings, place, after_leaving=False) <= 0
+        return place is None or self._has_place(need, place, after_leaving=False)
 
     def refusal(self, need: Figures, file: Hashable, places: Sequence[int], fitting: Sequence[int]) -> Refuse | None:
         """Why something can never fit, if so.
@@ -52,14 +52,26 @@ class Capacity:
         if need.private_bytes + mapped_bytes > available:
             return Refuse(available, Figure.MEMORY)
         if places and not fitting:
-            most = max(limits.mappings - taken.process(place).pinned_mappings for place in places)
-            return Refuse(most, Figure.MAPPINGS)
+            devices = [device for place in places if (device := taken.device_at.get(place)) is not None]
+            most = max((device.limit_bytes - device.pinned_bytes for device in devices), default=need.device_bytes)
+            if need.device_bytes > most:
+                return Refuse(most, Figure.DEVICE)
+            most_mappings = max(limits.mappings - taken.process(place).pinned_mappings for place in places)
+            return Refuse(most_mappings, Figure.MAPPINGS)
         return None
 
-    def never_full(self, mappings: int, places: Sequence[int]) -> list[int]:
-        """The workers in which what is pinned leaves as many mappings."""
+    def never_full(self, need: Figures, places: Sequence[int]) -> list[int]:
+        """The workers in which what is pinned leaves as many mappings, and on whose device as much memory."""
         limit, process = self.limits.mappings, self.taken.process
-        return [place for place in places if mappings <= limit - process(place).pinned_mappings]
+        found = [place for place in places if need.mappings <= limit - process(place).pinned_mappings]
+        if devices := self.taken.device_at:
+            found = [
+                place
+                for place in found
+                if (device := devices.get(place)) is None
+                or need.device_bytes <= device.limit_bytes - device.pinned_bytes
+            ]
+        return found
 
     def lacking(self, mappings: int, place: int, *, after_leaving: bool) -> float:
         """How many mappings a worker's process has too few."""
@@ -67,12 +79,25 @@ class Capacity:
         leaving = process.leaving_mappings if after_leaving else 0
         return mappings + process.mappings - leaving - self.limits.mappings
 
-    def first_with(self, mappings: int, places: Sequence[int], *, after_leaving: bool = False) -> int | None:
-        """The first worker whose process may have so many more mappings."""
+    def lacking_bytes(self, size_bytes: int, place: int, *, after_leaving: bool) -> int:
+        """How much memory a worker's GPU has too little; nothing if it has none."""
+        device = self.taken.device_at.get(place)
+        if device is None:
+            return 0
+        leaving_bytes = device.leaving_bytes if after_leaving else 0
+        return size_bytes + device.bytes - leaving_bytes - device.limit_bytes
+
+    def first_with(self, need: Figures, places: Sequence[int], *, after_leaving: bool = False) -> int | None:
+        """The first worker whose process may have so many more mappings, and whose device has the memory."""
         for place in places:
-            if self.lacking(mappings, place, after_leaving=after_leaving) <= 0:
+            if self._has_place(need, place, after_leaving=after_leaving):
                 return place
         return None
+
+    def _has_place(self, need: Figures, place: int, *, after_leaving: bool) -> bool:
+        return self.lacking(need.mappings, place, after_leaving=after_leaving) <= 0 and (
+            not self.taken.device_at or self.lacking_bytes(need.device_bytes, place, after_leaving=after_leaving) <= 0
+        )
 
     def share_bytes(self, holding: Holding) -> int:
         """What policies are told: the share that it takes of the limit that is nearest, in bytes of the first one.
@@ -89,6 +114,9 @@ class Capacity:
         if holding.place is not None:
             in_process = taken.process(holding.place).mappings
             shares.append((in_process / limits.mappings, figures.mappings / limits.mappings))
+            if (device := taken.device_at.get(holding.place)) is not None:
+                limit_bytes = max(1, device.limit_bytes)
+                shares.append((device.bytes / limit_bytes, figures.device_bytes / limit_bytes))
         nearest = max(shares)[1]
         largest = max(share for _, share in shares)
         return round(budget_bytes * max(nearest, largest * LEAST_OF_LARGEST))

@@ -170,6 +170,21 @@ class Catalog:
                 ):
                     yield revision
 
+    def steps_of(self, name: str) -> tuple[str, ...]:
+        """The models of the steps of an ensemble, as far as is known without a look at the disk."""
+        model = self._models.get(name)
+        ensemble = model.description.ensemble if model is not None and model.description is not None else None
+        return ensemble.models if ensemble is not None else ()
+
+    def ensembles_with(self, step: str) -> list[str]:
+        """The ensembles that may be asked for and have a model as a step."""
+        return [
+            name
+            for name, model in self._models.items()
+            if step in self.steps_of(name)
+            and any(v.availability is Availability.READY for v in model.versions.values())
+        ]
+
     def show_failed(self, name: str, number: str, version: Version) -> None:
         """Lets clients see why a load call failed, where nothing else is served under that version."""
         if name in self._homes:  # of others nothing is left to be seen
@@ -199,13 +214,18 @@ class Catalog:
         self._models.pop(name, None)
         self._homes.pop(name, None)
 
-    async def prepare(self, revision: Revision) -> None:
+    async def prepare(self, revision: Revision, *, unless_within_s: float = 0.0) -> None:
         """Looks at a revision's files, hashing those that changed, and takes the signature from the store if there.
+
+        Args:
+            revision: Whose files.
+            unless_within_s: It is enough if that was done so long ago.
 
         Raises:
             RoostError: If the files are missing or unreadable.
         """
-        await self._on_disk(partial(self._prepare, revision))
+        if time.monotonic() - revision.looked_at >= unless_within_s or revision.contract is None:
+            await self._on_disk(partial(self._prepare, revision))
 
     async def changed(self, revision: Revision) -> bool:
         """Whether the files are others than those that were looked at last."""
@@ -237,6 +257,18 @@ class Catalog:
             key = revision.artifact.digest, measured_conditions(revision.description)
             await self._on_disk(partial(self._learned.put_measured, *key, revision.measured))
 
+    async def recall_gpu_size(self, revision: Revision) -> None:
+        """Looks up what an instance was found to take of a GPU, unless that is known."""
+        if revision.artifact is not None and revision.measured_on_gpu is None:
+            key = revision.artifact.digest, measured_conditions(revision.description, on_gpu=True)
+            revision.measured_on_gpu = await self._on_disk(partial(self._learned.get_measured, *key))
+
+    async def remember_gpu_size(self, revision: Revision) -> None:
+        """Keeps that, for the next start."""
+        if revision.artifact is not None and revision.measured_on_gpu is not None:
+            key = revision.artifact.digest, measured_conditions(revision.description, on_gpu=True)
+            await self._on_disk(partial(self._learned.put_measured, *key, revision.measured_on_gpu))
+
     async def remember_proof(self, key: tuple[str, str], proof: Proof) -> None:
         """Keeps what was found out about batches of the files with a digest, for the next start."""
         await self._on_disk(partial(self._learned.put_proof, *key, proof))
@@ -246,6 +278,12 @@ class Catalog:
         self.when_loaded(revision)
         version = self._present(revision)
         if version is not None:
+            version.advance(AvailabilityEvent.LOADED)
+
+    def mended(self, revision: Revision) -> None:
+        """A revision that is never loaded was found to be fine."""
+        version = self._present(revision)
+        if version is not None and version.availability is not Availability.READY:
             version.advance(AvailabilityEvent.LOADED)
 
     def failed(self, revision: Revision, reason: str) -> None:
@@ -330,19 +368,20 @@ class Catalog:
         return self._opener.open(folder) if config is None else self._opener.open_with(folder, config)
 
     def _prepare(self, revision: Revision) -> None:
+        looked_at = time.monotonic()
         description, before = revision.description, revision.artifact
         artifact = revision.folder.artifact(revision.key.version, description, self._learned)
         if before is not None and before.digest != artifact.digest and revision.resident():
             raise FailedPrecondition("its files have changed: what is loaded now stays alone until it is replaced")
         known = self._learned.get_signature(artifact.digest, said_under(description))
-        revision.artifact = artifact
+        revision.artifact, revision.looked_at = artifact, looked_at
         revision.measured = self._learned.get_measured(artifact.digest, measured_conditions(description))
         prepared = measured_conditions(description, prepared=True)
         revision.measured_copy = self._learned.get_measured(artifact.digest, prepared)
         if not description.max_batch_size:
             revision.proof = self._learned.get_proof(artifact.digest, conditions_of(description))
         if before is not None and before.digest != artifact.digest:
-            revision.former = None
+            revision.former = revision.measured_on_gpu = None
         if revision.contract is None:
             if revision.former is not None:
                 revision.hold_to(revision.former)

@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from roost.core.errors import FailedPrecondition, LoadFailed, PollFailed, RoostError
 from roost.core.names import version_order
-from roost.registry_client.overrides import read_overrides
+from roost.registry_client.overrides import Overrides, read_overrides
 from roost.router.catalog import Catalog
 from roost.router.mesh import Mesh
 from roost.router.models import UNLOADED, Model, Version
@@ -29,16 +29,24 @@ log = logging.getLogger(__name__)
 
 
 class Control:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        verify: Checks that an ensemble can be served.
+    """
 
     def __init__(self, catalog: Catalog, mesh: Mesh, stats: Stats) -> None:
         self._catalog = catalog
         self._mesh = mesh
         self._stats = stats
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one change of a model at a time
+        self.verify: Callable[[Revision], Awaitable[None]] | None = None
+        self._along: set[str] = set()  # models that were loaded because they are steps of ensembles
 
     async def load(self, name: str, parameters: Mapping[str, bool | int | str | bytes]) -> None:
         """Makes a model's versions available, once each of them was loaded; what is served already and unchanged stays.
+
+        With an ensemble, those models of its steps are loaded that are not.
 
         Args:
             name: The model.
@@ -51,6 +59,23 @@ class Control:
         """
         self._require_explicit()
         overrides = read_overrides(name, parameters)
+        self._along.discard(name)
+        await self._load(name, overrides, ())
+
+    async def _load(self, name: str, overrides: Overrides | None, above: tuple[str, ...]) -> None:
+        """Loads a model for the ensembles ``above``, each of which is a step of the one before.
+
+        Models of steps are loaded while nothing is locked: two ensembles with the same ones would wait for each other.
+        """
+        missing = await self._load_unless_steps_are_missing(name, overrides)
+        if missing:
+            await self._load_steps(missing, (*above, name))
+            await self._load_unless_steps_are_missing(name, overrides, again=True)
+
+    async def _load_unless_steps_are_missing(
+        self, name: str, overrides: Overrides | None, *, again: bool = False
+    ) -> list[str]:
+        """Loads a model, or says what has to be loaded before; the second time it is for the load to say what is."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             present = self._catalog.present(name)
             if overrides is None or not overrides.files:
@@ -58,22 +83,63 @@ class Control:
             else:
                 digest = await self._catalog.brought.digest_of(overrides)
                 if present is not None and present.overrides == digest and present.all_ready():
-                    return
+                    return []
                 fresh = await self._catalog.brought.make(name, overrides, digest)
                 if present is not None:  # what is on the disk is still there, but not served
                     known = present.versions.keys() | present.unserved
                     fresh.unserved = frozenset(known - fresh.versions.keys())
             if fresh.error is not None:
                 raise PollFailed(f"failed to load '{name}': {fresh.error.message}")
-            await self._replace(present, fresh)
+            missing = [] if again else self._missing_steps(fresh)
+            if missing:
+                self._give_up(fresh, {})
+            else:
+                await self._replace(present, fresh)
+            return missing
 
-    async def unload(self, name: str) -> None:
+    def _missing_steps(self, model: Model) -> list[str]:
+        ensemble = model.description.ensemble if model.description is not None else None
+        missing: dict[str, None] = {}
+        for step in ensemble.steps if ensemble is not None else ():
+            found = self._catalog.known(step.model, step.version)
+            if found is None or found.availability is not Availability.READY:
+                missing[step.model] = None
+        return list(missing)
+
+    async def _load_steps(self, names: Sequence[str], above: tuple[str, ...]) -> None:
+        """Loads models for the last of the ensembles ``above``."""
+        for name in names:
+            if name in above:
+                circle = " -> ".join((*above, name))
+                raise LoadFailed(f"load failed for model '{name}': circular dependency between ensembles: {circle}")
+        loads = [self._load(name, None, above) for name in names]
+        for name, outcome in zip(names, await asyncio.gather(*loads, return_exceptions=True), strict=True):
+            if outcome is None:
+                self._along.add(name)
+            elif isinstance(outcome, RoostError):
+                raise LoadFailed(f"load failed for model '{above[-1]}': its step '{name}': {outcome.message}") from None
+            else:
+                raise outcome
+
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.
+
+        Args:
+            name: The model.
+            dependents: Whether the models go with it that were loaded for it alone, as it is an ensemble of them.
 
         Raises:
             FailedPrecondition: If loading is not explicit.
         """
         self._require_explicit()
+        steps = self._catalog.steps_of(name) if dependents else ()
+        await self._unload(name)
+        for step in steps:
+            if step in self._along and not self._catalog.ensembles_with(step):
+                self._along.discard(step)
+                await self.unload(step, dependents=True)
+
+    async def _unload(self, name: str) -> None:
         async with self._locks.setdefault(name, asyncio.Lock()):
             present = self._catalog.present(name)
             if present is None:
@@ -155,6 +221,8 @@ class Control:
                 for number, version in fresh.versions.items():
                     if number not in kept:
                         await self._load_version(number, version, present)
+                    elif version.revision.description.ensemble is not None:
+                        await self._verify_again(version.revision)
         except BaseException:
             self._give_up(fresh, kept)
             raise
@@ -176,7 +244,7 @@ class Control:
     async def _bring_all(self, revisions: Sequence[Revision], fresh: Model, kept: Mapping[str, Version]) -> None:
         try:
             for revision in revisions:
-                await self._mesh.loader.bring(revision)
+                await self._bring(revision)
         except BaseException:
             self._give_up(fresh, kept)
             raise
@@ -190,6 +258,8 @@ class Control:
         self._catalog.install(fresh)
         for number, old in (present.versions if present is not None else {}).items():
             if fresh.versions.get(number) is not old:
+                if old.revision.sequences is not None:
+                    old.revision.sequences.replaced()
                 self._mesh.retire(old.revision)
 
     def _give_up(self, fresh: Model, kept: Mapping[str, Version]) -> None:
@@ -217,7 +287,7 @@ class Control:
         version.advance(AvailabilityEvent.LOAD)
         shown = present.versions.get(number) if present is not None else None
         try:
-            await self._mesh.loader.bring(version.revision)
+            await self._bring(version.revision)
         except RoostError as error:
             reason = version.revision.failure.reason if version.revision.failure is not None else error.message
             version.advance(AvailabilityEvent.FAILED, reason)
@@ -227,6 +297,20 @@ class Control:
                 f"load failed for model '{name}': version {number} is at UNAVAILABLE state: {reason}"
             ) from None
         version.advance(AvailabilityEvent.LOADED)
+
+    async def _bring(self, revision: Revision) -> None:
+        """Loads a revision; an ensemble is only looked at, as its models are loaded."""
+        if revision.description.ensemble is None:
+            await self._mesh.loader.bring(revision)
+        elif self.verify is not None:
+            await self.verify(revision)
+
+    async def _verify_again(self, revision: Revision) -> None:
+        """An ensemble is as it was, but its models may be others by now."""
+        try:
+            await self._bring(revision)
+        except RoostError as error:
+            raise LoadFailed(f"load failed for model '{revision.key.name}': {error.message}") from None
 
     def _take_from_service(self, version: Version) -> None:
         if version.availability is Availability.READY:

@@ -7,10 +7,11 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError, Unavailable
 from roost.core.figures import Figures
@@ -18,6 +19,7 @@ from roost.core.tensors import Signature
 from roost.core.units import format_bytes
 from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
+from roost.router.devices import Devices
 from roost.router.failures import failure_error
 from roost.router.instances import LoadTimedOut, WorkerEnded, WorkerLost, create, discard
 from roost.router.learned import Measured
@@ -35,8 +37,18 @@ from roost.runtimes.prepared.cache import Copy
 
 log = logging.getLogger(__name__)
 
+_FILES_KNOWN_S = 0.05
+"""The request that wants the load may have had its model's files looked at just before."""
+
 _WORKER_ERRORS = (Internal, ResourceExhausted)
 """What another worker may do better."""
+
+
+Weigh: TypeAlias = Callable[[Instance, Callable[[], Awaitable[Signature]]], Awaitable[Signature]]
+
+
+async def _without_weighing(instance: Instance, load: Callable[[], Awaitable[Signature]]) -> Signature:
+    return await load()
 
 
 class _TooLarge(ResourceExhausted):
@@ -57,6 +69,9 @@ class Creator:
         drop: Takes an instance out of the books that came to nothing.
         copies: Where prepared copies are.
         held: Has the workers of a kind running as long as the block lasts.
+        check: Raises why a revision could not be run, if so.
+        devices: Says what goes to a GPU.
+        weigh: Has an instance loaded and notes what it takes of a GPU.
     """
 
     ledger: Ledger
@@ -68,6 +83,9 @@ class Creator:
     drop: Callable[[Instance, InstanceEvent], None]
     copies: CopySource = field(default_factory=NoCopies)
     held: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+    check: Callable[[Revision], None] = lambda _: None
+    devices: Devices = field(default_factory=lambda: Devices((), ()))
+    weigh: Weigh = _without_weighing
     _worker_came: asyncio.Event = field(default_factory=asyncio.Event)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _given_up: set[Revision] = field(default_factory=set)
@@ -79,11 +97,28 @@ class Creator:
             RoostError: If it can't be.
         """
         revision = load.revision
-        await self.catalog.prepare(revision)
+        self.check(revision)
+        await self.catalog.prepare(revision, unless_within_s=_FILES_KNOWN_S)
+        while self.devices.choose(revision):
+            with self.held(revision.kind):
+                if await self._gpu_ready(revision):
+                    return await self._from_files(load)
         with self.held(revision.kind):
             copy = await self.copies.find(revision)
             if copy is None or not await self._from_copy(load, copy):
                 await self._from_files(load)
+
+    async def _gpu_ready(self, revision: Revision) -> bool:
+        """Waits until it is known whether a revision can be loaded on a GPU; returns whether it can."""
+        timeout_s = self._timeout_s(revision)
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not await self.devices.ready(revision, self._worker_came.wait):
+                    return False
+        except TimeoutError:
+            raise Unavailable(f"no worker on a GPU was up within {timeout_s:g} s, see the log") from None
+        await self.catalog.recall_gpu_size(revision)
+        return True
 
     async def _from_files(self, load: Load) -> None:
         revision = load.revision
@@ -103,7 +138,7 @@ class Creator:
                 log.warning("%s is tried on another worker: %s", revision.key, error.message)
 
     def worker_came(self) -> None:
-        """A worker is up."""
+        """A worker is up, or has ended."""
         self._worker_came.set()
         self._worker_came.clear()  # those that wait have been woken
 
@@ -200,7 +235,7 @@ class Creator:
         revision.instances.append(instance)
         started = time.monotonic()
         try:
-            signature = await self._create(load, instance)
+            signature = await self.weigh(instance, partial(self._create, load, instance))
             revision.describe(effective_signature(revision.description, signature))
             if instance.own_bytes:
                 await self._weigh(instance)
@@ -264,7 +299,8 @@ class Creator:
         if revision.failure is None or not revision.failure.final:  # one in quarantine stays there
             revision.failure = None
             self.catalog.loaded(revision)
-            self.copies.loaded(revision, load_s, instance.copy)
+            if not revision.on_gpu:  # copies are for the CPU
+                self.copies.loaded(revision, load_s, instance.copy)
         log.debug(
             "loaded %s on worker %d in %.0f ms (%s accounted)",
             revision.key,

@@ -16,9 +16,11 @@ from roost.router.batching import Dispatch, WaitUntil, plan
 from roost.router.choosing import free_instance, is_short
 from roost.router.expiry import Expiry, last_moment, too_late
 from roost.router.intake import Taken
+from roost.router.limiting import Limiting
 from roost.router.pace import Cautious
 from roost.router.pending import Pending
 from roost.router.queues import Queues
+from roost.router.rate_limits import RateLimiter
 from roost.router.revision import Revision
 from roost.router.runs import Runs
 from roost.router.states import READY
@@ -36,9 +38,11 @@ class Dispatcher:
         stats: Has the counters of versions.
         wanted: Called for a revision that has requests, but no instance.
         left: Called for a revision whose queue is empty.
+        limiter: Knows the resources that runs share; None for none.
 
     Attributes:
         contended: Revisions whose requests found none of their loaded copies free, since somebody emptied this.
+        limiting: Runs that hold resources.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Dispatcher:
         stats: Stats,
         wanted: Callable[[Revision], object],
         left: Callable[[Revision], None],
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._queues = queues
         self._runs = runs
@@ -57,6 +62,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._soon: list[Revision] = []
         self.contended: dict[Revision, None] = {}
+        self.limiting = Limiting(limiter, self.pump)
         self._expiry = Expiry(queues, runs)
 
     def begin_use(self, revision: Revision) -> None:
@@ -153,6 +159,7 @@ class Dispatcher:
     def forget(self, revision: Revision) -> None:
         """A revision is of no use to anybody any more."""
         self._expiry.forget(revision)
+        self.limiting.forget(revision)
 
     def again(self, requests: Sequence[Pending]) -> None:
         """Requests that were sent wait again, in front of others that are due at the same time."""
@@ -175,9 +182,10 @@ class Dispatcher:
                 self.pump(revision)
 
     def pump(self, revision: Revision, *, once: bool = False) -> None:
-        """Sends what can be sent of a queue; what can't waits for a slot or a load."""
+        """Sends what can be sent of a queue; what can't waits for a slot, a turn or a load."""
         queue, queues, now = revision.queue, self._queues, time.monotonic()
         late: list[Pending] = []
+        is_limited, has_turn = revision.demand is not None, True
         while queue:
             instance = free_instance(revision, now)
             pace = Cautious(revision.pace, revision.caution(now)) if revision.pace.is_known(now) else None
@@ -185,7 +193,12 @@ class Dispatcher:
             if decision.late:
                 late += queues.take(revision, decision.late)
             if type(decision) is Dispatch and instance is not None:
+                if is_limited and not self.limiting.admit(revision, instance):
+                    has_turn = False
+                    break
                 batch = self._runs.begin(instance, queues.take(revision, decision.requests), now)
+                if is_limited:
+                    self.limiting.began(batch)
                 if batch.deadline < revision.look_at:
                     self._expiry.watch(revision, batch.deadline)
                 if once:
@@ -198,9 +211,12 @@ class Dispatcher:
             late += queues.take_hopeless(revision, now)
         if queue:
             queues.settle_claim(revision, now)
-            self._wait_for_a_slot(revision)
+            if has_turn:
+                self._wait_for_a_slot(revision)
         else:
             self._emptied(revision, now)
+        if is_limited and (has_turn or not queue):
+            self.limiting.left(revision)
         for pending in late:  # last, since whoever is told may send the next request at once
             self._runs.settle(pending, too_late(pending))
 

@@ -6,10 +6,11 @@ end             what happened                               what ran is  what ra
 EXITED          it ended by itself                          suspected    no              comes back
 CRASHED         a signal of its own doing, as SIGSEGV       suspected    no              comes back
 OUT_OF_MEMORY   the kernel ended it, as memory ran out      suspected    no              stays away
-HUNG            it answered nothing; the router ended it    -            no              comes back
+HUNG            it answered nothing; the router ended it    suspected    no              comes back
 KILLED          somebody else sent SIGKILL                  -            if stateless    comes back
 STOPPED         it was stopped and stayed so; as above      -            if stateless    comes back
-GIVEN_UP        a load or unload did not end; as above      -            if stateless    comes back
+GIVEN_UP        a load or unload did not end; as above      what did it  if stateless    comes back
+OVERRAN         a run went on for nobody; as above          what did it  if stateless    comes back
 ==============  ==========================================  ===========  ==============  =============
 
 What had not begun to run always may run again, and what was asked for again comes back in any case.
@@ -36,10 +37,11 @@ class End(Enum):
     KILLED = auto()
     STOPPED = auto()
     GIVEN_UP = auto()
+    OVERRAN = auto()
 
     @property
     def suspects(self) -> bool:
-        """Whether what it ran or loaded may have been the reason."""
+        """Whether anything that it ran or loaded may have been the reason; else, the router knows what was."""
         return self in _SUSPICIOUS
 
     @property
@@ -48,8 +50,8 @@ class End(Enum):
         return self in _INNOCENT
 
 
-_SUSPICIOUS = frozenset({End.EXITED, End.CRASHED, End.OUT_OF_MEMORY})
-_INNOCENT = frozenset({End.KILLED, End.STOPPED, End.GIVEN_UP})
+_SUSPICIOUS = frozenset({End.EXITED, End.CRASHED, End.OUT_OF_MEMORY, End.HUNG})
+_INNOCENT = frozenset({End.KILLED, End.STOPPED, End.GIVEN_UP, End.OVERRAN})
 
 
 def end_of(code: int, ended_for: End | None, *, ran_out_of_memory: bool) -> End:

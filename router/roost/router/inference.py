@@ -11,16 +11,23 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
 from roost.core.errors import DeadlineExceeded, RoostError, Unavailable, Unimplemented
 from roost.core.requests import Done, InferRequest, InferResponse, Ticket
+from roost.router.asking import Asking
 from roost.router.catalog import Catalog
 from roost.router.classification import Classes, wanted_counts
-from roost.router.intake import Intake, Taken
+from roost.router.ensemble_answers import label_file_of
+from roost.router.ensembles import Ensembles
+from roost.router.intake import Taken
+from roost.router.loads import LoadPriority
 from roost.router.mesh import Mesh
+from roost.router.response_cache import ResponseCache
 from roost.router.revision import Revision
+from roost.router.sequencing import Sequencing, draw_of
 from roost.router.states import Availability, InstanceState
 from roost.router.streams import ResponseStream
 from roost.router.traffic import Traffic
@@ -43,6 +50,7 @@ class Inference:
         classifying: Where label files are read and large answers are classified.
         renew: Looks whether the repository has something else than a revision that can't be loaded, and whether it was
             replaced by that.
+        responses: Answers that are kept; None for none.
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Inference:
         traffic: Traffic,
         classifying: Executor,
         renew: Callable[[Revision], Awaitable[bool]] | None = None,
+        responses: ResponseCache | None = None,
     ) -> None:
         self._catalog = catalog
         self._mesh = mesh
@@ -59,7 +68,10 @@ class Inference:
         self._traffic = traffic
         self._classifying = classifying
         self._renew = renew
+        self._sequencing = Sequencing(mesh, classifying)
+        self._responses = responses or ResponseCache(0)
         self._random = random.Random()
+        self.ensembles = Ensembles(catalog, traffic, Asking(self, mesh.stats), self)
         mesh.when_unloadable = self._elsewhere
         mesh.calls.infer = self.infer
 
@@ -79,14 +91,14 @@ class Inference:
         context = request.context
         if self._traffic.routes:
             # What was drawn stays: requests that are handed on to ``infer`` are not to be spread once more.
-            draw = self._random.random()
+            draw = draw_of(request, self._random)
             name, version = context.branch = context.branch or self._traffic.resolve(name, version, draw)
         found = self._catalog.known(name, version)
         if found is None or found.availability is not _AVAILABLE or (request.regions and not in_regions):
             return None
         revision = found.revision
         intake = revision.intake
-        if intake is None or revision.failure is not None or revision.decoupled or not revision.resident():
+        if intake is None or revision.failure is not None or revision.special or not revision.resident():
             return None
         for output in request.outputs:
             if output.classification or (output.region is not None and not in_regions):
@@ -98,7 +110,8 @@ class Inference:
             if sum(len(tensor.data) for tensor in request.inputs) > _MUCH_TO_CHECK_BYTES:
                 return None
             context.served_by = revision.served_by
-            intake.contract.check(request)
+            assert revision.contract is not None
+            revision.contract.check(request)
             taken = intake.measure(request)
         context.served_by = revision.served_by
         return self._submit(revision, request, done, taken, recorded=not in_regions)
@@ -114,6 +127,10 @@ class Inference:
     async def infer(self, request: InferRequest) -> InferResponse:
         """See ``Router``."""
         revision = await self._resolve(request)
+        if revision.description.ensemble is not None:
+            classes, taken = await self._check_quickly(revision, request)
+            response = await self.ensembles.infer(revision, request, taken[0])
+            return response if classes is None else await self._classify(response, classes)
         if revision.decoupled:
             raise Unimplemented(
                 f"model '{revision.key.name}' may answer a request more or less than once, and this call doesn't "
@@ -124,8 +141,19 @@ class Inference:
     async def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """See ``Router``."""
         revision = await self._resolve(request)
+        if revision.description.ensemble is not None:
+            classes, taken = await self._check_quickly(revision, request)
+            async with aclosing(self.ensembles.infer_stream(revision, request, taken[0])) as responses:
+                async for response in responses:
+                    yield response if classes is None else await self._classify(response, classes)
+            return
         if not revision.decoupled:
             yield await self._run(revision, request)
+            return
+        if revision.description.sequences is not None:
+            async with aclosing(self._stream_in_sequence(revision, request)) as responses:
+                async for response in responses:
+                    yield response
             return
         stream = ResponseStream()
         with self._mesh.loader.claimed(revision):
@@ -152,12 +180,13 @@ class Inference:
     async def _resolve(self, request: InferRequest) -> Revision:
         name, version = request.model_name, request.model_version
         if self._traffic.routes:
-            draw = self._random.random()
+            draw = draw_of(request, self._random)
             name, version = request.context.branch or self._traffic.resolve(name, version, draw)
             request.context.branch = None
         found = self._catalog.known(name, version)
-        if found is None or found.availability is not Availability.READY:
-            found = await self._catalog.version(name, version)
+        sequencing = self._sequencing
+        if found is None or found.availability is not Availability.READY or sequencing.is_behind(request):
+            found = await sequencing.in_order(request, partial(self._catalog.version, name, version))
         revision = found.revision
         request.context.served_by = revision.served_by
         if not revision.used:
@@ -183,8 +212,32 @@ class Inference:
         classes = None
         if any(output.classification for output in request.outputs):
             classes = await self._classes(revision, contract, request)
-        intake = revision.intake or Intake(contract, batches=revision.batch_rows > 1)
+        intake = revision.intake or revision.intake_by(contract)
         return classes, intake.measure(request)
+
+    async def _check_quickly(self, revision: Revision, request: InferRequest) -> tuple[Classes | None, Taken]:
+        """The same for what may look like a request before."""
+        if revision.intake is not None and not any(output.classification for output in request.outputs):
+            taken = revision.intake.quick(request)
+            if taken is not None:
+                return None, taken
+        return await self._check(revision, request)
+
+    def expect(self, revision: Revision) -> None:
+        """Somebody will ask for a revision soon: it is loaded if there is memory that nobody has."""
+        if not (revision.instances or revision.load is not None or revision.failure is not None):
+            loader = self._mesh.loader
+            loader.ensure(revision, priority=LoadPriority.BACKGROUND, older_than=-math.inf, kept=True)
+
+    async def contract_of(self, revision: Revision, deadline: float) -> Contract:
+        """What a revision takes and gives, as far as that is known; else it is loaded.
+
+        Raises:
+            RoostError: If it can't be, or not before the deadline.
+        """
+        if revision.failure is not None:
+            await self._mesh.loader.check(revision)
+        return revision.contract or revision.former or await self._contract(revision, deadline)
 
     async def _contract(self, revision: Revision, deadline: float) -> Contract:
         """The contract of a revision that was not used since the start: from the store, else by loading it."""
@@ -201,16 +254,41 @@ class Inference:
 
     async def _run(self, revision: Revision, request: InferRequest, *, again: bool = True) -> InferResponse:
         """Answers a request to a model that is not decoupled."""
+        if revision.description.sequences is not None:
+            return await self._run_in_sequence(revision, request)
         try:
             with self._mesh.loader.claimed(revision):  # what is loaded to check the request stays until it is run
                 classes, taken = await self._check(revision, request)
-                response = await outcome_of(lambda done: self._mesh.submit(revision, request, done, taken))
-            assert response is not None
+                run = partial(self._outcome, revision, request, taken)
+                response = await (self._responses.answer(revision, request, run) if revision.caches else run())
             return response if classes is None else await self._classify(response, classes)
         except Unavailable:
             if not again or not await self.replaced(revision, request.context.deadline):
                 raise
         return await self._run(await self._resolve(request), request, again=False)
+
+    async def _outcome(self, revision: Revision, request: InferRequest, taken: Taken) -> InferResponse:
+        """Has a request run that was checked."""
+        response = await outcome_of(lambda done: self._mesh.submit(revision, request, done, taken))
+        assert response is not None
+        return response
+
+    async def _run_in_sequence(self, revision: Revision, request: InferRequest) -> InferResponse:
+        sequences = self._sequencing.of(revision, request)
+        async with sequences.turn(request) as turn:
+            classes, taken = await self._check(sequences.revision, turn.request)
+            response = await turn.run(taken)
+        return response if classes is None else await self._classify(response, classes)
+
+    async def _stream_in_sequence(
+        self, revision: Revision, request: InferRequest
+    ) -> AsyncGenerator[InferResponse, None]:
+        sequences = self._sequencing.of(revision, request)
+        async with sequences.turn(request) as turn:
+            classes, taken = await self._check(sequences.revision, turn.request)
+            async with aclosing(turn.stream(taken)) as responses:
+                async for response in responses:
+                    yield response if classes is None else await self._classify(response, classes)
 
     async def replaced(self, revision: Revision, deadline: float = math.inf) -> bool:
         """Whether a revision that could not be loaded has a successor by now; its requests have not run anywhere."""
@@ -238,11 +316,16 @@ class Inference:
     async def _classes(self, revision: Revision, contract: Contract, request: InferRequest) -> Classes:
         counts = wanted_counts(request, contract.signature)
         loop = asyncio.get_running_loop()
-        for output in revision.description.config.output:
-            if output.name in counts and output.label_filename and output.name not in revision.labels:
-                read = partial(revision.folder.read_labels, output.label_filename)
-                revision.labels[output.name] = await loop.run_in_executor(self._classifying, read)
-        return Classes(counts, revision.labels, revision.description.max_batch_size > 0)
+        if revision.description.ensemble is not None:
+            await self.ensembles.verify(revision, request.context.deadline)
+        labels: dict[str, tuple[str, ...]] = {}
+        for output in counts:
+            source, name, file_name = label_file_of(revision, output)
+            if file_name and name not in source.labels:
+                read = partial(source.folder.read_labels, file_name)
+                source.labels[name] = await loop.run_in_executor(self._classifying, read)
+            labels[output] = source.labels.get(name, ())
+        return Classes(counts, labels, revision.description.max_batch_size > 0)
 
     async def _classify(self, response: InferResponse, classes: Classes) -> InferResponse:
         if classes.is_quick(response.outputs):

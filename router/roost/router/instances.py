@@ -11,7 +11,7 @@ from typing import Any
 from roost.core.errors import Cancelled, RoostError, Unavailable
 from roost.core.frames import FrameType
 from roost.core.tensors import Signature
-from roost.registry_client.load_options import load_options
+from roost.registry_client.warmup import warmup_runs
 from roost.router.ends import End
 from roost.router.link import LinkLost
 from roost.router.loads import Load
@@ -79,7 +79,7 @@ async def create(instance: Instance, load: Load, timeout_s: float, *, may_be_giv
             reply = await link.call(FrameType.LOAD, _load_payload(instance), number=number)
     except TimeoutError:  # what a runtime holds that can't be interrupted comes back with its process only
         log.error("%s did not load within %g s: worker %d is ended", revision.key, timeout_s, worker.id)
-        worker.kill()
+        worker.kill(End.GIVEN_UP, revision)
         raise WorkerEnded(f"it did not load within {timeout_s:g} s") from None
     except LinkLost as error:
         raise WorkerLost(f"its worker was lost while loading: {error.message}", reaped) from None
@@ -100,14 +100,20 @@ def _load_payload(instance: Instance) -> dict[str, Any]:
     revision, copy = instance.revision, instance.copy
     description, artifact = revision.description, revision.artifact
     assert artifact is not None
-    return {
+    payload = {
         "instance": instance.id,
         "backend": description.backend,
         "path": artifact.path if copy is None else copy.path,
         "root": artifact.root if copy is None else copy.root,
         "prepared": copy is not None,
-        "options": load_options(description, revision.key.version, allow_code=revision.may_bring_code),
+        "options": revision.load_options(),
     }
+    if description.policy.threads is not None:
+        payload["threads"] = description.policy.threads
+    if description.config.model_warmup:
+        payload["warmup"] = warmup_runs(description.config)
+        payload["warmup_folder"] = str(revision.folder.path)
+    return payload
 
 
 async def unload(instance: Instance) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 from roost.core.frames import WireTensor
 from roost.core.requests import InferRequest
-from roost.core.tensors import DATATYPES, Tensor, TensorSpec
+from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec
 from roost.router.places import ARENA_FROM_BYTES
-from roost.router.validation import Contract
+from roost.router.validation import SHARED_SIGNATURES
 
 MAX_SHAPES = 1024
 """Shapes of one input that are remembered; clients choose them."""
@@ -26,7 +27,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Intake:
-    """Checks requests to one revision and says what they are for a batch.
+    """Checks requests and says what they are for a batch; models with equal signatures share one, see ``intake_of``.
 
     A request passes the quick way if it is exactly of a kind that passed the full check: inputs in the model's order,
     without optional ones, of fixed-size elements, each of a shape that was seen before, bytes of that size,
@@ -34,7 +35,8 @@ class Intake:
     is wrong.
 
     Args:
-        contract: The full check.
+        signature: The model's tensors as clients see them.
+        max_batch_size: What the full check holds requests to.
         batches: Whether requests are batched over their first dimension.
     """
 
@@ -48,18 +50,18 @@ class Intake:
         "_outputs",
         "_places",
         "_rows_are_known",
-        "contract",
+        "_signature",
     )
 
-    def __init__(self, contract: Contract, *, batches: bool) -> None:
-        self.contract = contract
+    def __init__(self, signature: Signature, max_batch_size: int, *, batches: bool) -> None:
+        self._signature = signature
         self._batches = batches
-        self._rows_are_known = batches or contract.max_batch_size > 0
+        self._rows_are_known = batches or max_batch_size > 0
         self._large: dict[int, tuple[WireTensor, ...]] = {}
-        self._large_from_rows = min((self._large_from(spec) for spec in contract.signature.outputs), default=math.inf)
-        specs = contract.signature.inputs
+        self._large_from_rows = min((self._large_from(spec) for spec in signature.outputs), default=math.inf)
+        specs = signature.inputs
         self._inputs: list[tuple[str, str, dict[Shape, tuple[int, int, Shape]]]] = []
-        self._outputs = {spec.name for spec in contract.signature.outputs if not spec.optional}
+        self._outputs = {spec.name for spec in signature.outputs if not spec.optional}
         self._fixed = {spec.name for spec in specs if -1 not in spec.shape[1:]}
         self._places = {spec.name: place for place, spec in enumerate(specs)}
         self._datatypes = {spec.name: spec.datatype for spec in specs}
@@ -103,7 +105,7 @@ class Intake:
             if len(self._large) < MAX_SHAPES:
                 self._large[rows] = known
         if not wanted or not known:
-            return known if len(self._outputs) == len(self.contract.signature.outputs) else self._by_default(known)
+            return known if len(self._outputs) == len(self._signature.outputs) else self._by_default(known)
         return [output for output in known if output.name in wanted]
 
     def _by_default(self, outputs: Sequence[WireTensor]) -> Sequence[WireTensor]:
@@ -118,7 +120,7 @@ class Intake:
         return math.ceil(ARENA_FROM_BYTES / row_bytes) if self._rows_are_known else 0
 
     def _large_outputs(self, rows: int) -> Iterator[WireTensor]:
-        for spec in self.contract.signature.outputs:
+        for spec in self._signature.outputs:
             shape = (rows, *spec.own_shape[1:]) if self._rows_are_known and spec.own_shape else spec.own_shape
             if -1 not in shape and math.prod(shape) * DATATYPES[spec.datatype].itemsize >= ARENA_FROM_BYTES:
                 yield WireTensor(spec.name, spec.datatype, shape, b"")
@@ -164,3 +166,7 @@ class Intake:
                 shapes.clear()
             size_bytes = math.prod(shape) * DATATYPES[datatype].itemsize
             shapes[shape] = (size_bytes, shape[0], self._tail(tensor)) if self._batches else (size_bytes, 1, ())
+
+
+intake_of = lru_cache(maxsize=SHARED_SIGNATURES)(Intake)
+"""The check for models with such a signature: what passed for one of them passes for all."""

@@ -17,11 +17,12 @@ class Launcher:
     """See the module; ``launch`` is a ``Launch``.
 
     Args:
-        specs: How the workers of each kind are started.
+        specs: How the workers are started of each kind that is forked.
         spawn: Starts those that can't be forked.
     """
 
     def __init__(self, specs: Iterable[WorkerSpec], spawn: Launch = launch) -> None:
+        self._spawn = spawn
         self._servers = {spec.kind: ForkServer(spec, spawn) for spec in specs}
 
     @property
@@ -31,15 +32,20 @@ class Launcher:
 
     def pid_of(self, kind: str) -> int:
         """The process that workers of a kind are forked from; 0 for none."""
-        return self._servers[kind].pid
+        server = self._servers.get(kind)
+        return 0 if server is None else server.pid
 
     async def launch(self, spec: WorkerSpec, worker: int, epoch: int, listener: LinkListener) -> WorkerProcess:
         """See ``Launch``."""
-        return await self._servers[spec.kind].launch(spec, worker, epoch, listener)
+        server = self._servers.get(spec.kind)
+        if server is None:
+            return await self._spawn(spec, worker, epoch, listener)
+        return await server.launch(spec, worker, epoch, listener)
 
     async def end(self, kind: str) -> None:
         """Ends what the workers of a kind are forked from; it is started again with the next one of them."""
-        await self._servers[kind].close()
+        if kind in self._servers:
+            await self._servers[kind].close()
 
     async def close(self) -> None:
         """Ends all of them; their workers have ended before, or do so now."""

@@ -137,7 +137,8 @@ class Learned:
             self._measured[key] = measured
         figures = measured.figures
         numbers = [figures.private_bytes, figures.mapped_bytes, figures.mappings]
-        self._put(key, _json([*numbers, measured.load_s, measured.peak_bytes, measured.run_bytes]))
+        row = [*numbers, measured.load_s, measured.peak_bytes, measured.run_bytes, figures.device_bytes]
+        self._put(key, _json(row if figures.device_bytes else row[:-1]))
 
     def get_prepared(self, digest: str, conditions: str) -> dict[str, Any] | None:
         """What came of preparing an artifact, in the words of whoever put it, else None."""
@@ -232,8 +233,9 @@ def _proof_of(value: bytes) -> Proof:
 
 def _measured_of(value: bytes) -> Measured:
     private_bytes, mapped_bytes, mappings, load_s, peak_bytes, *later = json.loads(value)
-    figures = Figures(int(private_bytes), int(mapped_bytes), int(mappings))
-    return Measured(figures, float(load_s), int(peak_bytes), *map(int, later))
+    run_bytes, device_bytes = [*map(int, later), 0, 0][:2]
+    figures = Figures(int(private_bytes), int(mapped_bytes), int(mappings), device_bytes)
+    return Measured(figures, float(load_s), int(peak_bytes), run_bytes)
 
 
 def _object_of(value: bytes) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from roost.core.errors import Cancelled, Internal, Limit, RoostError, Unavailable
+from roost.core.errors import Cancelled, Internal, Limit, ResourceExhausted, RoostError, Unavailable
 from roost.router.catalog import Catalog
 from roost.router.creating import Creator
 from roost.router.load_failures import LoadFailures
 from roost.router.loads import Load, LoadPriority, Outcome
 from roost.router.placement import Ledger
 from roost.router.prepared import CopySource
+from roost.router.refusals import nobody_waits
 from roost.router.revision import Revision
 from roost.router.room import Room
 from roost.router.states import InstanceState
@@ -245,7 +246,7 @@ class Loader:
             self.when_gone(revision)
 
     def worker_came(self) -> None:
-        """A worker is up."""
+        """A worker is up, or has ended."""
         self.creator.worker_came()
 
     async def _load(self, load: Load) -> None:
@@ -270,6 +271,8 @@ class Loader:
         revision.load = None
         self.room.forecast.end(load)
         load.end(error)
+        if load.older_than < math.inf and isinstance(error, ResourceExhausted):
+            error = nobody_waits()  # none of those in the queue has asked yet: they may have others evicted
         self._on_outcome(revision, error)
         self._let_go(revision)
 

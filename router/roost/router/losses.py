@@ -73,6 +73,9 @@ class Losses:
 
     def lost(self, worker: Worker) -> None:
         """It takes nothing any more; its memory is still taken."""
+        for instance in list(worker.instances.values()):
+            if instance.revision.sequences is not None:
+                instance.revision.sequences.lost(instance)  # first of all: none of their requests may run elsewhere
         loading = {i.revision for i in worker.instances.values() if i.state is InstanceState.LOADING}
         loss = self._losses[worker] = _Loss(loading, self._restoring.residents(worker))
         self._loader.worker_went(worker)
@@ -84,6 +87,8 @@ class Losses:
         unanswered: list[Pending] = []
         for batch in reversed(batches):
             unanswered += self._take_back(batch, loss)
+        for batch in batches if self._dispatcher.limiting.grants else ():
+            self._dispatcher.limiting.ended(batch)
         for revision in touched:
             self._dispatcher.pump(revision)
         self._runs.settle_all(unanswered, _lost())
@@ -117,7 +122,8 @@ class Losses:
         loss = self._losses.pop(worker, None)
         if loss is None:  # it never was up
             return
-        suspects = loss.suspects if end.suspects else set()
+        blamed = {worker.blamed} if worker.blamed is not None else set()
+        suspects = loss.suspects if end.suspects else blamed
         for revision in suspects:
             self._crashed(revision)
         if end.runs_again and not self._stopping:

@@ -20,7 +20,6 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from cachetools import LRUCache
 from roost.core.figures import Figures
 from roost.core.units import format_bytes
-from roost.registry_client.load_options import load_options
 from roost.router.background import Attempts, Background
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
@@ -153,10 +152,13 @@ class Measuring:
         assert artifact is not None
         memory_bytes = self._background.held_bytes - PROCESS_BYTES
         threads = self.preparer.spec.threads
-        description = revision.description
-        options = load_options(description, revision.key.version, allow_code=revision.may_bring_code)
         order = order_of(
-            revision.folder, description, artifact, threads=threads, memory_bytes=memory_bytes, options=options
+            revision.folder,
+            revision.description,
+            artifact,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            options=revision.load_options(),
         )
         answer = await self._background.ask({"job": "measure", "order": asdict(order)})
         if self._background.interrupted and "result" not in answer:
@@ -204,8 +206,11 @@ class Measuring:
 
 
 def _is_plain(instance: Instance) -> bool:
-    """Whether it was loaded from the model itself; prepared copies were measured when they were made."""
-    return instance.copy is None and instance.state is not InstanceState.GONE
+    """Whether it was loaded from the model itself; prepared copies were measured when they were made.
+
+    What it takes beside a GPU is not what it takes on the CPU.
+    """
+    return instance.copy is None and not instance.figures.device_bytes and instance.state is not InstanceState.GONE
 
 
 def _key_of(revision: Revision) -> Key:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from roost.core.errors import RoostError
 from roost.core.figures import Figures
 from roost.core.frames import FrameType
 from roost.core.units import format_bytes
-from roost.router.drift import Charge, DriftWatch, Measure, Pause
+from roost.router.drift import ALLOWED_BYTES, ALLOWED_SHARE, Charge, DriftWatch, Measure, Pause
 from roost.router.learned import Learned, Measured
 from roost.router.measured import measured_conditions
 from roost.router.placement import Ledger
@@ -155,6 +155,7 @@ class MemoryWatch:
     async def _look_at(self, worker: Worker) -> None:
         now = time.monotonic()
         taken = self.kernel.memory(worker.pid)
+        await self._end_larger(worker, taken.private_bytes)
         process = self._process(worker, taken.private_bytes, now)
         accounted_bytes = self._accounted_bytes(worker)
         memory = worker.memory
@@ -211,14 +212,24 @@ class MemoryWatch:
         if worker.pid:
             process.left_bytes = self.kernel.memory(worker.pid).private_bytes - worker.memory.believed_bytes
 
+    async def _end_larger(self, worker: Worker, private_bytes: int) -> None:
+        """Has programs ended, also those that load, whose process takes more than there is for all models together."""
+        budget_bytes = self.ledger.limits.private_bytes
+        most_bytes = budget_bytes + int(max(ALLOWED_BYTES, budget_bytes * ALLOWED_SHARE))
+        if private_bytes > most_bytes and any(instance.revision.is_code for instance in worker.instances.values()):
+            await self._tell(worker, {"process_limit_bytes": most_bytes})
+
     async def _trim(self, worker: Worker, *, collect: bool) -> None:
         """Has the worker give back what it has freed; one that does not answer is the heartbeat's business."""
+        worker.memory.trims += 1
+        await self._tell(worker, {"collect": collect})
+
+    async def _tell(self, worker: Worker, fields: dict[str, Any]) -> None:
         if worker.link is None:
             return
-        worker.memory.trims += 1
         try:
             async with asyncio.timeout(TRIM_TIMEOUT_S):
-                await worker.link.call(FrameType.TRIM, {"collect": collect})
+                await worker.link.call(FrameType.TRIM, fields)
         except (TimeoutError, RoostError) as error:
             log.debug("worker %d did not trim: %s", worker.id, error)
 
@@ -237,7 +248,7 @@ class MemoryWatch:
     async def _learn(self, instance: Instance) -> None:
         """What an instance took for long is what its model needs: the next load is accounted with as much."""
         revision = instance.revision
-        if revision.artifact is None or instance.state is InstanceState.GONE:
+        if revision.artifact is None or instance.state is InstanceState.GONE or instance.figures.device_bytes:
             return
         key = revision.artifact.digest, measured_conditions(revision.description, prepared=instance.copy is not None)
         measured = Measured(instance.figures, 0.0, instance.figures.private_bytes)
@@ -264,7 +275,7 @@ class MemoryWatch:
         """Replaces a worker's process if that costs no more than a moment; else not now."""
         pause = self._pauses.setdefault(worker.id, Pause())
         others_are_up = all(other.up for other in self.workers if other.spec.kind == worker.spec.kind)
-        if not pause.is_over(time.monotonic()) or not others_are_up:
+        if not pause.is_over(time.monotonic()) or not others_are_up or self._knows_sequences(worker):
             return
         pause.begin(time.monotonic())
         self.mesh.hold(worker)
@@ -283,6 +294,11 @@ class MemoryWatch:
             log.info("worker %d should be replaced, but what runs there takes long: later", worker.id)
         finally:
             self.mesh.resume(worker)
+
+    def _knows_sequences(self, worker: Worker) -> bool:
+        """Whether what its models know of sequences of requests would be lost with it."""
+        holdings = self.ledger.holdings
+        return any(number in holdings and holdings[number].held for number in worker.instances)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)

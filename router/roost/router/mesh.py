@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from roost.core.errors import Cancelled, Limit, RoostError, Unavailable
@@ -19,9 +19,11 @@ from roost.core.requests import InferRequest, InferResponse
 from roost.router.admission import ByteBudget
 from roost.router.calls import ModelCalls
 from roost.router.catalog import Catalog
+from roost.router.devices import Devices, GpuState
 from roost.router.dispatching import Dispatcher
 from roost.router.ends import End
 from roost.router.kinds import Kinds, WorkerKind
+from roost.router.leases import Leases
 from roost.router.loading import Loader
 from roost.router.losses import Losses
 from roost.router.pending import Batch, Elsewhere, Pending
@@ -29,11 +31,14 @@ from roost.router.placement import Ledger
 from roost.router.plans import Limits
 from roost.router.process import Launch, WorkerSpec, launch
 from roost.router.queues import Queues
+from roost.router.rate_limits import RateLimit, RateLimiter
 from roost.router.restoring import Restoring
 from roost.router.revision import Revision
 from roost.router.runs import Runs
+from roost.router.sequence import SequenceBudget
 from roost.router.stats import Stats
 from roost.router.worker import OFF, Worker
+from roost.runtimes.nvml import Gpu
 
 WhenUnloadable: TypeAlias = Callable[[Revision, InferRequest, RoostError], Awaitable[InferResponse | RoostError]]
 
@@ -61,7 +66,13 @@ class MeshSettings:
         request_timeout_s: How long a request may take whose own ``timeout`` its model's configuration overrules.
         worker_labels: The labels of each worker; none where it has no entry.
         other_kinds: Workers of other kinds, which are started when they are needed.
+        max_sequences: Sequences of requests that may have begun and not ended, of all models together.
+        max_sequence_bytes: What their state may take in this process.
         worker_idle_timeout_s: After so long without an instance those end again.
+        rate_limits: What there is of resources that runs share; None: nobody waits for any.
+        gpus: The GPUs that models may run on, in the order of their numbers.
+        gpu_kinds: Workers on them: for each kind, how that of each GPU is started.
+        gpu_labels: The labels of those workers.
     """
 
     spec: WorkerSpec
@@ -75,10 +86,16 @@ class MeshSettings:
     worker_labels: tuple[Mapping[str, str], ...] = ()
     other_kinds: tuple[KindSettings, ...] = ()
     worker_idle_timeout_s: float = 60.0
+    max_sequences: int = 10_000
+    max_sequence_bytes: int = 256 << 20
+    rate_limits: tuple[RateLimit, ...] | None = None
+    gpus: tuple[Gpu, ...] = ()
+    gpu_kinds: tuple[tuple[WorkerSpec, ...], ...] = ()
+    gpu_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def specs(self) -> list[WorkerSpec]:
-        """How the workers of each kind are started."""
+        """How the workers of each kind are started that are forked; those on GPUs are not, as CUDA does not bear it."""
         return [self.spec, *(kind.spec for kind in self.other_kinds)]
 
 
@@ -90,7 +107,11 @@ class Mesh:
         when_unloadable: Finds another outcome, if there is one, for a request to a model that can't be loaded than
             that error. Not asked where somebody waits who does so: for requests that are not recorded here.
         contended: See ``Dispatcher``.
+        gpus: The GPUs that models may run on.
         calls: What models ask of others.
+        leases: Those that last longer than a run.
+        sequence_budget: What sequences of requests may have.
+        stats: Where requests are counted.
     """
 
     def __init__(
@@ -106,6 +127,7 @@ class Mesh:
         self._settings = settings
         self._ledger = ledger
         self._group = group
+        self.stats = stats
         what = "answers that clients have not read yet"
         self.answers = ByteBudget(settings.max_answer_bytes, what, Limit.ANSWER_BUDGET)
         self.limits = ledger.limits
@@ -130,8 +152,16 @@ class Mesh:
             request_timeout_s=settings.request_timeout_s,
         )
         self._runs = Runs(ledger, self.loader, stats)
-        self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.want, self.loader.sweep)
+        self.leases = Leases(ledger, self._runs)
+        self.sequence_budget = SequenceBudget(
+            settings.max_sequences, settings.max_sequence_bytes, max_waiting=settings.max_queue
+        )
+        limiter = RateLimiter(settings.rate_limits) if settings.rate_limits is not None else None
+        self._dispatcher = Dispatcher(self.queues, self._runs, stats, self.loader.want, self.loader.sweep, limiter)
+        self._grants = self._dispatcher.limiting.grants
         self.loader.creator.held = self.kinds.held
+        self.loader.creator.check = self._dispatcher.limiting.check
+        self.gpus = self._make_gpus()
         self.submit = self._dispatcher.submit
         self.loader.when_gone = self._dispatcher.forget
         self.contended = self._dispatcher.contended
@@ -153,7 +183,23 @@ class Mesh:
             for worker in workers if kinds else ():  # not those of the first kind, which start with the server
                 worker.state = OFF
             kinds.append(WorkerKind(spec.kind, workers, self._group, settings.worker_idle_timeout_s))
+        for specs in settings.gpu_kinds:
+            workers = [
+                Worker(next(numbers), spec, self, launch, self.answers, state=OFF, labels=settings.gpu_labels)
+                for spec in specs
+            ]
+            kinds.append(WorkerKind(specs[0].kind, workers, self._group, settings.worker_idle_timeout_s))
         return kinds
+
+    def _make_gpus(self) -> tuple[GpuState, ...]:
+        """Each has a budget of its own, which the workers share that are on it; loads go there from now on."""
+        for gpu in self._settings.gpus:
+            users = [worker for worker in self.workers if worker.spec.device == gpu.name]
+            self._ledger.add_device(gpu.name, [worker.id for worker in users])
+            for worker in users:
+                worker.gpu_account = self._ledger.device(gpu.name)
+        self.loader.creator.devices = Devices(self.workers, self._settings.gpus)
+        return tuple(map(GpuState, self._settings.gpus))
 
     async def start(self) -> None:
         """Starts the workers of the first kind and waits until all of them are up.
@@ -189,7 +235,7 @@ class Mesh:
 
     @property
     def device(self) -> str:
-        """The name of the device that the workers share."""
+        """The name of the device whose memory all workers share; see ``gpus`` for others."""
         return self._settings.spec.device
 
     @property
@@ -209,6 +255,8 @@ class Mesh:
     def retire(self, revision: Revision) -> None:
         """The revision is not asked for any more: its instances go once what it has accepted is answered."""
         revision.retired = True
+        if revision.sequences is not None:
+            revision.sequences.retired()
         self.loader.sweep(revision)
 
     def give_way(self, revision: Revision, *, yields: bool) -> None:
@@ -217,6 +265,7 @@ class Mesh:
         pinned = revision.description.policy.pin and not yields
         for instance in revision.instances:
             self._ledger.pin(instance.id, pinned=pinned)
+            self._ledger.give_way(instance.id, yields=yields)
 
     def hold(self, worker: Worker) -> None:
         """A worker gets no batches and no loads from now on, until ``resume``; what it has goes on."""
@@ -270,6 +319,7 @@ class Mesh:
         """See ``WorkerEvents``."""
         self._all_up.set()  # or start would wait for ever for one that can't start
         self._losses.reaped(worker, end)
+        self.loader.worker_came()
 
     def run_answered(self, worker: Worker, run: int, response: Response) -> None:
         """See ``WorkerEvents``."""
@@ -300,6 +350,8 @@ class Mesh:
     def _place_is_free(self, batch: Batch, now: float) -> None:
         """The next batch goes before the last one is answered, so that the worker has something to do meanwhile."""
         instance = batch.instance
+        if self._grants:
+            self._dispatcher.limiting.ended(batch)
         if instance.revision.queue or instance.worker.waiting:
             self._dispatcher.slot_freed(instance.worker, instance.revision)
         self._runs.release(instance, now)

@@ -154,7 +154,7 @@ class Opener:
     def _fill(self, model: Model, folder: ModelFolder, description: ModelDescription) -> None:
         check_backend(description.backend, may_bring_code=folder.path.parent in self._code_from)
         model.description = description
-        if description.policy.min_copies:
+        if description.policy.min_copies and description.ensemble is None:
             self._least.add(folder.name)
         versions = folder.versions_of(description)
         served = served_versions(description, versions)
@@ -198,6 +198,8 @@ def check_backend(backend: str, *, may_bring_code: bool, is_installed: Callable[
     Raises:
         FailedPrecondition: If it is not installed, or they are code and that is not allowed.
     """
+    if BACKENDS[backend].is_composed:
+        return  # the models that they are made of have backends of their own
     if not is_installed(backend):
         extra = ADAPTERS[backend].extra
         raise FailedPrecondition(f"backend '{backend}' is not installed here, it needs pip install 'roost[{extra}]'")
@@ -207,6 +209,8 @@ def check_backend(backend: str, *, may_bring_code: bool, is_installed: Callable[
 
 def files_changed(revision: Revision) -> bool:
     """Whether the files are others than those that were looked at last; blocks."""
+    if revision.description.ensemble is not None:  # which has none
+        return False
     artifact = revision.artifact
     try:
         stamp = revision.folder.stamp(revision.key.version, revision.description)

@@ -41,6 +41,7 @@ OUTCOME_OF_LIMIT: Mapping[Limit, Outcome] = {
     Limit.ANSWER_BUDGET: Outcome.REJECTED,
     Limit.NO_MEMORY: Outcome.REJECTED,
     Limit.LOAD_WAIT: Outcome.REJECTED,
+    Limit.SEQUENCES: Outcome.REJECTED,
     Limit.RECEIVES: Outcome.REJECTED,
     Limit.TOO_LARGE: Outcome.REJECTED,
     Limit.DEADLINE: Outcome.REJECTED,

@@ -2,11 +2,13 @@
 
 Nothing here knows of tasks, sockets or processes, and time is passed in.
 
-Three figures are limited: the private memory of all instances, that and the files that they map, and the mappings of
-each process. A *claim* is a queued request's hold on a revision. It protects the revision's instances for a bounded
-time, so that busy models can't keep cold ones out for ever. A *lease* is a batch that runs on an instance now; it
-protects absolutely. An instance in constant use past its protection is *drained*: it gets no new leases and goes when
-the last one ends.
+Limited are the private memory of all instances, that and the files that they map, the mappings of each process, and the
+memory of each GPU, which all workers share that use it.
+
+A *claim* is a queued request's hold on a revision. It protects the revision's instances for a bounded time, so that
+busy models can't keep cold ones out for ever. A *lease* is a batch that runs on an instance now; it protects
+absolutely. An instance in constant use past its protection is *drained*: it gets no new leases and goes when the last
+one ends.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ import math
 from collections.abc import Hashable, Sequence
 
 from roost.core.figures import Figures
-from roost.router.accounts import LEAVING, MIN_PROTECTION_S, RESIDENT, Accounts, Holding, Phase, Process
+from roost.router.accounts import (
+    LEAVING,
+    MIN_PROTECTION_S,
+    RESIDENT,
+    Accounts,
+    DeviceAccount,
+    Holding,
+    Phase,
+    Process,
+)
 from roost.router.capacity import Capacity
 from roost.router.eviction import EvictionPolicy, Lru, Owner
 from roost.router.plans import Evict, Fits, Limits, Plan, Wait
@@ -28,7 +39,7 @@ _NOTHING = Figures(0)
 
 
 class Ledger:
-    """What there is of one device and what is taken of it.
+    """What there is of this machine's memory, its GPUs' included, and what is taken of it.
 
     The sums never exceed the limits by what is reserved; only instances that turn out to take more than was reserved
     for them can exceed them, until others have gone.
@@ -71,6 +82,21 @@ class Ledger:
         """Files that are mapped, each counted once."""
         return self._accounts.mapped_bytes
 
+    def add_device(self, name: str, places: Sequence[int]) -> None:
+        """There is a GPU, which these workers use; until ``limit_device`` it has no memory for anything."""
+        device = self._accounts.devices[name] = DeviceAccount()
+        self._accounts.device_at.update(dict.fromkeys(places, device))
+
+    def limit_device(self, name: str, limit_bytes: int) -> None:
+        """So much of a GPU's memory may be taken from now on; others have to go if it is more."""
+        device = self._accounts.devices[name]
+        device.limit_bytes = limit_bytes
+        self.grown |= device.bytes > limit_bytes
+
+    def device(self, name: str) -> DeviceAccount:
+        """What is taken of a GPU; it changes with that."""
+        return self._accounts.devices[name]
+
     def account_of(self, place: int) -> Process:
         """What is accounted for the instances in one worker; it changes with them."""
         return self._accounts.process(place)
@@ -96,11 +122,11 @@ class Ledger:
             now: The time.
             older_than: Only instances last used before this, or never, may go.
             file: Names the file that it maps, if others may map the same.
-            places: Workers that it may go to, the best first; if none is named, its mappings do not count.
+            places: Workers that it may go to, the best first; if none is named, only memory of the host counts.
         """
         capacity, taken = self._capacity, self._accounts
         limits = capacity.limits
-        fitting = capacity.never_full(need.mappings, places) if places else ()
+        fitting = capacity.never_full(need, places) if places else ()
         refusal = capacity.refusal(need, file, places, fitting)
         if refusal is not None:
             return refusal
@@ -109,7 +135,7 @@ class Ledger:
         memory_bytes = need.private_bytes + taken.private_bytes + taken.mapped_bytes - limits.memory_bytes
         if shared is None:
             memory_bytes += need.mapped_bytes
-        place = capacity.first_with(need.mappings, fitting) if places else None
+        place = capacity.first_with(need, fitting) if places else None
         if private_bytes <= 0 and memory_bytes <= 0 and (place is not None or not places):
             return Fits(place)
         private_bytes -= taken.leaving_bytes
@@ -117,15 +143,34 @@ class Ledger:
         if shared is not None and not shared.staying:
             memory_bytes += shared.bytes  # which stays, since this one maps it then
         if place is None and places:
-            place = capacity.first_with(need.mappings, fitting, after_leaving=True)
+            place = capacity.first_with(need, fitting, after_leaving=True)
         search = Search(self.holdings, self._policy, now, older_than)
-        mappings = 0.0
+        mappings, device_bytes = 0.0, 0
         if place is None and places:
-            lacking = {p: capacity.lacking(need.mappings, p, after_leaving=True) for p in fitting}
-            place = search.place_to_clear(lacking)
-            mappings = lacking[place]
-        missing = Shortage(private_bytes, memory_bytes, mappings, place, file, taken)
+            place = self._place_to_clear(search, need, fitting)
+            mappings = max(0.0, capacity.lacking(need.mappings, place, after_leaving=True))
+            device_bytes = max(0, capacity.lacking_bytes(need.device_bytes, place, after_leaving=True))
+        missing = Shortage(private_bytes, memory_bytes, mappings, place, file, taken, device_bytes)
         return Wait() if missing.met else _evict(search.choose(missing), missing)
+
+    def _place_to_clear(self, search: Search, need: Figures, places: Sequence[int]) -> int:
+        """The worker to load in, of those that all have too few mappings left or too little memory of their GPU."""
+        capacity, device_at = self._capacity, self._accounts.device_at
+        lacking = {p: capacity.lacking(need.mappings, p, after_leaving=True) for p in places}
+        enough = [p for p, mappings in lacking.items() if mappings <= 0]
+        if not enough:
+            return search.first_to_clear(lacking, lambda holding: (holding.place, holding.figures.mappings))
+        # Each is on a GPU, or there would be room. Those of one GPU lack the same.
+        of_devices = {
+            id(device_at[p]): capacity.lacking_bytes(need.device_bytes, p, after_leaving=True) for p in enough
+        }
+
+        def part_of(holding: Holding) -> tuple[int | None, float]:
+            device = None if holding.place is None else device_at.get(holding.place)
+            return None if device is None else id(device), holding.figures.device_bytes
+
+        device = search.first_to_clear(of_devices, part_of)
+        return next(p for p in enough if id(device_at[p]) == device)
 
     def relief(self, now: float) -> Plan:
         """What has to go since instances have grown beyond a limit: as ``plan`` says it; ``Fits`` if none has."""
@@ -133,6 +178,9 @@ class Ledger:
         if isinstance(plan, Fits):
             for place, process in self._accounts.processes.items():
                 if process.mappings > self.limits.mappings:
+                    return self.plan(_NOTHING, now, places=(place,))
+            for place, device in self._accounts.device_at.items():
+                if device.bytes > device.limit_bytes >= device.pinned_bytes:
                     return self.plan(_NOTHING, now, places=(place,))
             self.grown = False
         return plan
@@ -165,9 +213,10 @@ class Ledger:
         """
         holding = self.holdings[instance]
         self._accounts.remove(holding)
-        place = self._capacity.first_with(holding.figures.mappings, places)
+        place = self._capacity.first_with(holding.figures, places)
         if place is None:
             place = next((p for p in places if p == holding.place), places[0])
+            self.grown |= holding.figures.device_bytes > 0
         holding.place = place
         self._accounts.add(holding)
         return place
@@ -182,6 +231,7 @@ class Ledger:
             figures.private_bytes > before.private_bytes
             or figures.mapped_bytes > before.mapped_bytes
             or figures.mappings > before.mappings
+            or figures.device_bytes > before.device_bytes
         )
         self._accounts.remove(holding)
         holding.figures = figures
@@ -266,6 +316,19 @@ class Ledger:
         if now < holding.busy_since:
             holding.busy_since = now
         self._policy.used(instance, now)
+
+    def hold(self, instance: int, now: float) -> None:
+        """A lease that lasts longer than a batch: until ``let_go`` the instance is neither evicted nor drained."""
+        self.holdings[instance].held += 1
+        self.lease(instance, now)
+
+    def give_way(self, instance: int, *, yields: bool) -> None:
+        """Whether an instance may be drained though it is held; those who hold it find that it goes."""
+        self.holdings[instance].yields = yields
+
+    def let_go(self, instance: int) -> None:
+        """The instance may be drained again; the lease ends with ``release``, as those of batches do."""
+        self.holdings[instance].held -= 1
 
     def release(self, instance: int, now: float) -> bool:
         """A batch on the instance ended; returns whether the instance became idle by it."""

@@ -24,11 +24,12 @@ class Limits:
 
 
 class Figure(Enum):
-    """One of the three that are limited."""
+    """One of those that are limited."""
 
     PRIVATE = auto()
     MEMORY = auto()
     MAPPINGS = auto()
+    DEVICE = auto()  # memory of a GPU
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,8 +117,9 @@ class Preload:
         except RoostError:
             self.failed += 1
             return None
-        wanted = version.availability is Availability.READY and not version.revision.in_use()
-        return version.revision if wanted else None
+        revision = version.revision
+        wanted = version.availability is Availability.READY and not revision.in_use()
+        return revision if wanted and revision.description.ensemble is None else None
 
     async def _load(self, revision: Revision, used_at: float) -> None:
         try:

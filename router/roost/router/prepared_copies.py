@@ -26,7 +26,8 @@ from roost.router.preparer import Answer, Preparer
 from roost.router.revision import Revision
 from roost.router.room import Room
 from roost.runtimes.prepared.cache import Copy, CopyCache
-from roost.runtimes.prepared.identity import PREPARED_BACKENDS, can_prepare, copy_key
+from roost.runtimes.prepared.forms import FORMS, has_copies
+from roost.runtimes.prepared.identity import PREPARED_BACKENDS, can_prepare, copied_options, copy_key
 from roost.runtimes.prepared.making import WORTH_LOAD_S
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,6 @@ T = TypeVar("T")
 Model: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
 """What a copy depends on, for this server's life: digest of the files, runtime, options."""
 
-SMALL_BYTES = 64 << 10
-"""Smaller models load fast, however long one had to wait for it on a busy machine; there may be very many of them."""
-
-LARGE_BYTES = 2 << 20
-"""Models of such a size may take ``WORTH_PRIVATE_BYTES`` however fast they load."""
-
-PROCESS_BYTES = 160 << 20
 BYTES_PER_ARTIFACT_BYTE = 6
 ROOM_BYTES = 64 << 20
 MAX_ATTEMPTS = 3
@@ -106,7 +100,7 @@ class PreparedCopies:
 
     async def find(self, revision: Revision) -> Copy | None:
         """The copy to load a revision from, whose files were looked at."""
-        if revision.artifact is None or revision.description.backend not in PREPARED_BACKENDS:
+        if not _has_copies(revision):
             return None
         copy = await self._on_disk(partial(self._find, *_model_of(revision)))
         if copy is None or self._faults.get(copy.key, 0) >= MAX_FAULTS:
@@ -138,11 +132,12 @@ class PreparedCopies:
                 asyncio.get_running_loop().call_soon(self.instances.retire_copy, copy.key)
             return
         artifact = revision.artifact
-        if artifact is None or revision.description.backend not in PREPARED_BACKENDS:
+        if artifact is None or not _has_copies(revision):
+            return
+        form = FORMS[revision.description.backend]
+        if artifact.size_bytes < (form.least_slow_bytes if load_s > WORTH_LOAD_S else form.least_bytes):
             return
         model = _model_of(revision)
-        if artifact.size_bytes < (SMALL_BYTES if load_s > WORTH_LOAD_S else LARGE_BYTES):
-            return
         if model in self._settled or self._times_made.get(model, 0) >= MAX_TIMES_MADE:
             return
         work = self._queue.setdefault(model, _Work(revision, since=time.monotonic()))
@@ -200,7 +195,8 @@ class PreparedCopies:
         """Takes the memory for it; if there will never be so much, it gets none."""
         artifact = work.revision.artifact
         assert artifact is not None
-        need_bytes = PROCESS_BYTES + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
+        process_bytes = FORMS[work.revision.description.backend].process_bytes
+        need_bytes = process_bytes + ROOM_BYTES + BYTES_PER_ARTIFACT_BYTE * artifact.size_bytes
         taken = await self._background.take(need_bytes, work.since, now, self.instances.evict_idle)
         if taken is None:
             del self._queue[model]
@@ -212,9 +208,16 @@ class PreparedCopies:
         revision = work.revision
         artifact = revision.artifact
         assert artifact is not None
-        memory_bytes = self._background.held_bytes - PROCESS_BYTES
-        threads = self.preparer.spec.threads
-        order = order_of(revision.folder, revision.description, artifact, threads=threads, memory_bytes=memory_bytes)
+        form = FORMS[revision.description.backend]
+        memory_bytes = self._background.held_bytes - form.process_bytes + form.reserved_bytes
+        order = order_of(
+            revision.folder,
+            revision.description,
+            artifact,
+            threads=self.preparer.spec.threads,
+            memory_bytes=memory_bytes,
+            options=revision.load_options(),
+        )
         answer = await self._background.ask({"job": "prepare_copy", "order": asdict(order), **self._where()})
         if self._background.interrupted and "result" not in answer:
             work.put_off_interrupted()
@@ -269,10 +272,12 @@ class PreparedCopies:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)
 
 
+def _has_copies(revision: Revision) -> bool:
+    description, artifact = revision.description, revision.artifact
+    return artifact is not None and has_copies(description.backend, artifact.path, description.options)
+
+
 def _model_of(revision: Revision) -> Model:
     assert revision.artifact is not None
-    return (
-        revision.artifact.digest,
-        revision.description.backend,
-        tuple(sorted(revision.description.options.items())),
-    )
+    options = copied_options(revision.load_options())
+    return revision.artifact.digest, revision.description.backend, tuple(sorted(options.items()))

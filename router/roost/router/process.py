@@ -21,6 +21,10 @@ from roost.router.process_watch import Watch
 from roost.runtimes.child import NO_TELEMETRY
 from roost.runtimes.memory import MALLOC_ENVIRONMENT
 
+CPU = "cpu"
+"""The device of workers that use no GPU."""
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
 CHILD_ENVIRONMENT = {**MALLOC_ENVIRONMENT, **NO_TELEMETRY}
 """What every process has in its environment that models are loaded in."""
 
@@ -39,6 +43,9 @@ class WorkerSpec:
         log_format: How its log lines look: ``human`` or ``json``.
         arena_bytes: How much memory for large tensors it shares with the router at most; 0: all of them go through
             the socket.
+        visible_gpus: The GPUs that its process sees, as ``CUDA_VISIBLE_DEVICES`` has them; None: those that this one
+            sees.
+        fake_gpu: Whether it does not use its GPU but runs everything on the CPU, for tests.
     """
 
     kind: str
@@ -49,6 +56,8 @@ class WorkerSpec:
     log_level: str = "info"
     log_format: str = "human"
     arena_bytes: int = 0
+    visible_gpus: str | None = None
+    fake_gpu: bool = False
 
 
 class WorkerProcess(Protocol):
@@ -144,10 +153,14 @@ def worker_arguments(spec: WorkerSpec) -> list[str]:
     """The part of a command line that all workers of a spec have in common."""
     arguments = ["--kind", spec.kind, "--slots", str(spec.slots), "--threads", str(spec.threads)]
     arguments += ["--log-level", spec.log_level, "--log-format", spec.log_format]
-    return [*arguments, "--enable-dummy"] if spec.enable_dummy else arguments
+    arguments += ["--enable-dummy"] if spec.enable_dummy else []
+    if spec.device != CPU:
+        arguments += ["--gpu", spec.device, *(["--fake-gpu"] if spec.fake_gpu else [])]
+    return arguments
 
 
 def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: the inherited one, with what its memory and its threads need."""
     threads = {name: str(spec.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return {**inherited, **CHILD_ENVIRONMENT, **threads}
+    gpus = {} if spec.visible_gpus is None else {VISIBLE_GPUS: spec.visible_gpus}
+    return {**inherited, **CHILD_ENVIRONMENT, **threads, **gpus}

@@ -80,6 +80,8 @@ def decide(description: ModelDescription, signature: Signature, mode: BatchingMo
         return Decision(0, "off")
     if description.max_batch_size > 0:
         return Decision(description.max_batch_size, "config")
+    if description.sequences is not None:
+        return Decision(0, "not tried: its requests are of sequences")
     obstacle = _obstacle(signature)
     if obstacle:
         return Decision(0, f"not proven: {obstacle}")

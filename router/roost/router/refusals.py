@@ -23,6 +23,9 @@ def too_large(load: Load, figures: Figures, refusal: Refuse) -> ResourceExhauste
         needed = format_bytes(figures.private_bytes + figures.mapped_bytes)
         available = format_bytes(int(refusal.available))
         what = f"{needed} with the files that it maps, more than the {available} of memory that there is for it"
+    elif refusal.figure is Figure.DEVICE:
+        available = format_bytes(max(0, int(refusal.available)))
+        what = f"{format_bytes(figures.device_bytes)} of a GPU's memory, more than the {available} that there is for it"
     else:
         available = format_bytes(int(refusal.available))
         what = f"{format_bytes(figures.private_bytes)}, more than the {available} that the memory budget has for it"

@@ -15,11 +15,13 @@ from roost.core.tensors import Signature
 from roost.registry_client.backends import BACKENDS
 from roost.registry_client.batching import BatchPolicy, batch_policy
 from roost.registry_client.digest import Artifact
+from roost.registry_client.instance_groups import Demand, demand_of
+from roost.registry_client.load_options import load_options
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.batching import Limits, limits_of
 from roost.router.failures import LoadFailure
-from roost.router.intake import Intake
+from roost.router.intake import Intake, intake_of
 from roost.router.learned import Measured
 from roost.router.pace import Pace
 from roost.router.pending import Batch, Pending
@@ -30,7 +32,9 @@ from roost.router.validation import Contract
 from roost.runtimes.adapters import kind_of
 
 if TYPE_CHECKING:
+    from roost.router.ensemble_plan import Plan
     from roost.router.loads import Load
+    from roost.router.sequences import Sequences
     from roost.router.worker import Worker
     from roost.runtimes.prepared.cache import Copy
 
@@ -88,6 +92,7 @@ class Revision:
         folder: Where its files are.
         description: Its configuration as written.
         artifact: Its files; None until they were looked at.
+        looked_at: When that was last.
         contract: What requests are checked against; None until the signature is known, and after an eviction, since the
             files may be others at the next load.
         former: The contract of what was loaded last; it holds again if the files are still the same.
@@ -119,20 +124,30 @@ class Revision:
         renewed: When it was last looked whether other files are to take its place.
         labels: What the classes of its outputs are called, by output; read when first asked for.
         decoupled: Whether a request may get more or fewer responses than one.
+        special: Whether a request may need more than one run and one answer, so that the quick way is not for it.
+        caches: Whether requests that are the same may get the same answer.
+        demand: What each of its runs needs of what runs share; None for nothing.
         stateless: Whether a request may be run again that was begun with, as nobody can tell.
         is_code: Whether it is a program, which may do something that must not be done twice.
-        kind: The kind of the workers that can load it.
+        sequences: Those of its requests, from the first one on, if its model knows of sequences.
+        plan: Of an ensemble, what its steps were found to be; None until its first request.
+        kind: The kind of the workers that load it; see ``roost.router.devices``. An ensemble is never loaded.
+        devices: Those of them that may; empty for all of that kind.
+        on_gpu: Whether those use GPUs.
+        fell_back: Whether it was logged that it runs on the CPU although its owner wants a GPU.
         may_bring_code: Whether it comes from where models may be code.
         proof: What is known of whether its rows may be run together.
         batching: What its configuration shows of that; empty until it was loaded.
         measured: What an instance takes of what was looked at last, if that is known.
         measured_copy: Likewise one from a prepared copy, if that was more than when the copy was made.
+        measured_on_gpu: Likewise one on a GPU.
     """
 
     key: VersionKey
     folder: ModelFolder
     description: ModelDescription
     artifact: Artifact | None = None
+    looked_at: float = -math.inf
     contract: Contract | None = None
     former: Contract | None = None
     instances: list[Instance] = field(default_factory=list)
@@ -163,9 +178,18 @@ class Revision:
     batching: str = ""
     measured: Measured | None = None
     measured_copy: Measured | None = None
+    measured_on_gpu: Measured | None = None
     may_bring_code: bool = False
+    devices: frozenset[str] = frozenset()
+    on_gpu: bool = False
+    fell_back: bool = False
+    plan: Plan | None = None
+    sequences: Sequences | None = None
     kind: str = field(init=False)
     decoupled: bool = field(init=False)
+    special: bool = field(init=False)
+    caches: bool = field(init=False)
+    demand: Demand | None = field(init=False)
     stateless: bool = field(init=False)
     is_code: bool = field(init=False)
     served_by: tuple[str, str] = field(init=False)
@@ -173,9 +197,14 @@ class Revision:
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kind = kind_of(self.description.backend)
+        self.kind = kind_of(self.description.backend) if self.description.ensemble is None else ""
         self.decoupled = self.description.decoupled
-        self.stateless = BACKENDS[self.description.backend].is_stateless and not self.decoupled
+        self.caches = self.description.config.response_cache.enable
+        self.demand = demand_of(self.description.config)
+        ensemble, sequences = self.description.ensemble, self.description.sequences
+        self.special = self.decoupled or self.caches or ensemble is not None or sequences is not None
+        is_stateless = BACKENDS[self.description.backend].is_stateless
+        self.stateless = is_stateless and not self.decoupled and sequences is None
         self.served_by = (self.key.name, self.key.version)
         self.policy = batch_policy(self.description.config)
         self.is_code = BACKENDS[self.description.backend].is_code
@@ -189,6 +218,10 @@ class Revision:
     def batch_rows(self) -> int:
         """How many rows a batch may have; up to 1: requests are not batched."""
         return self.limits.max_rows
+
+    def load_options(self) -> dict[str, str]:
+        """What its runtime is told when it loads it."""
+        return load_options(self.description, self.key.version, allow_code=self.may_bring_code)
 
     def batch_up_to(self, rows: int) -> None:
         """From now on batches of so many rows are formed; 0 or 1 for none. Decoupled models never batch."""
@@ -209,6 +242,7 @@ class Revision:
         rows, before = self.limits.max_rows, self.description.max_batch_size
         self.description = description
         self.policy = batch_policy(description.config)
+        self.demand = demand_of(description.config)
         if not self.policy.preserve_ordering and not self.in_order:
             self.in_order = None
         elif self.policy.preserve_ordering and self.in_order is None:
@@ -225,8 +259,11 @@ class Revision:
         self._renew_intake()
 
     def _renew_intake(self) -> None:
-        contract = self.contract
-        self.intake = None if contract is None else Intake(contract, batches=self.limits.max_rows > 1)
+        self.intake = None if self.contract is None else self.intake_by(self.contract)
+
+    def intake_by(self, contract: Contract) -> Intake:
+        """The quick check that goes with a full one."""
+        return intake_of(contract.signature, contract.max_batch_size, batches=self.limits.max_rows > 1)
 
     def count_with(self, counters: ModelStats) -> None:
         """The first request has come: from now on it is counted, and learned how long batches take."""

@@ -43,6 +43,7 @@ class _Entry:
     Attributes:
         place: Which of the lists it is in.
         future: Done once it may begin.
+        refused_since: Nothing that was used since then could go for it, which it was refused for.
     """
 
     instance: int
@@ -50,6 +51,7 @@ class _Entry:
     need: Need
     place: list[_Entry]
     future: asyncio.Future[None]
+    refused_since: float = math.inf
 
 
 class Room:
@@ -108,6 +110,10 @@ class Room:
         self.changed()
         try:
             await entry.future
+        except ResourceExhausted:
+            if load.older_than <= entry.refused_since:
+                raise
+            await self.reserve(instance, load, need)  # a request has come for it meanwhile
         except asyncio.CancelledError:
             if self._entries.get(load) is entry:
                 self._take_out(entry)
@@ -257,6 +263,7 @@ class Room:
         if until == math.inf:
             if load.older_than == math.inf or self._ledger.coming_or_going():
                 return False
+            head.refused_since = load.older_than
             self._refuse(head, no_room(load))
             return True
         self.forecast.blocked(load, until)

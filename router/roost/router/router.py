@@ -21,6 +21,7 @@ from roost.router.activity import ActivitySampler
 from roost.router.activity_view import Activity, Question
 from roost.router.catalog import Catalog
 from roost.router.control import Control
+from roost.router.devices import show_devices
 from roost.router.inference import Inference
 from roost.router.launching import Launcher
 from roost.router.mesh import Mesh
@@ -30,7 +31,7 @@ from roost.router.plans import Limits
 from roost.router.preload import Preload
 from roost.router.proofs import Proofs
 from roost.router.revision import Revision
-from roost.router.snapshot import private_bytes_of, running, view_device, view_instances, view_worker
+from roost.router.snapshot import private_bytes_of, running, view_devices, view_instances, view_worker
 from roost.router.states import Availability
 from roost.router.statistics import statistics
 from roost.router.stats import Stats
@@ -127,7 +128,7 @@ class Router:
             found = await self._catalog.version(*self._traffic.resolve_main(name, version))
         except RoostError:
             return False
-        return found.availability is Availability.READY
+        return found.availability is Availability.READY and await self._inference.ensembles.ready(found.revision)
 
     async def model_metadata(self, name: str, version: str) -> ModelMetadata:
         """Inputs, outputs, versions and platform; a signature that is not known yet is learned by loading once.
@@ -151,13 +152,26 @@ class Router:
             RoostError: If there is no such version or it can't be loaded.
         """
         found, contract = await self._described(name, version)
-        config = complete_config(found.revision.description, contract.signature)
-        config.parameters[BATCHING].string_value = await self._proofs.describe(found.revision)
+        revision = found.revision
+        config = complete_config(revision.description, contract.signature)
+        show_devices(config, revision)
+        if revision.description.ensemble is None:
+            config.parameters[BATCHING].string_value = await self._proofs.describe(revision)
+        elif revision.plan is not None:  # as far as its steps are known
+            config.model_transaction_policy.decoupled = revision.plan.streaming is not None
         return config
 
     async def index(self, ready: bool, name: str = "") -> list[IndexEntry]:
-        """The versions of all models or of one with their state."""
-        return await self._catalog.index(ready, name)
+        """The versions of all models or of one with their state; an ensemble is as ready as its steps."""
+        entries = [self._with_steps(entry) for entry in await self._catalog.index(ready, name)]
+        return [entry for entry in entries if entry.state == Availability.READY] if ready else entries
+
+    def _with_steps(self, entry: IndexEntry) -> IndexEntry:
+        found = self._catalog.known(entry.name, entry.version) if entry.state == Availability.READY else None
+        if found is None or found.revision.description.ensemble is None:
+            return entry
+        reason = self._inference.ensembles.missing(found.revision)
+        return IndexEntry(entry.name, entry.version, Availability.UNAVAILABLE, reason) if reason else entry
 
     async def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
         """What was counted since versions became available, in order of names and versions.
@@ -194,13 +208,17 @@ class Router:
         """
         await self._control.load(name, parameters)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         """Takes a model from service; requests that were accepted are answered. Unknown models are fine.
+
+        Args:
+            name: The model.
+            dependents: Whether the models of an ensemble's steps go with it that were loaded for it alone.
 
         Raises:
             FailedPrecondition: If loading is not explicit.
         """
-        await self._control.unload(name)
+        await self._control.unload(name, dependents=dependents)
 
     async def load_at_start(self, names: Sequence[str]) -> None:
         """Loads what the command line names; a model that fails is UNAVAILABLE and does not stop the server."""
@@ -218,10 +236,12 @@ class Router:
             self._mesh.queues.requests,
             0,
             0,
-            (view_device(self._ledger, self._mesh.device),),
+            view_devices(self._ledger, self._mesh.device, self._mesh.gpus),
             tuple(view_worker(worker, self._ledger, instances=instances) for worker in running(self._mesh.workers)),
             self._mesh.answers.used_bytes,
             sum(map(private_bytes_of, self._launches.pids)),
+            self._mesh.sequence_budget.sequences,
+            self._mesh.sequence_budget.bytes,
         )
 
     def instances(self, worker: int) -> Iterator[InstanceView]:

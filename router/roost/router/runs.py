@@ -14,6 +14,7 @@ from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import NO_PARAMETERS, Tensor
 from roost.router import answers
 from roost.router.loading import Loader
+from roost.router.overruns import Overruns
 from roost.router.pending import Batch, Pending
 from roost.router.placement import Ledger
 from roost.router.records import note_steps
@@ -44,6 +45,7 @@ class Runs:
         self._ledger = ledger
         self._loader = loader
         self._stats = stats
+        self._overruns = Overruns()
 
     def begin(self, instance: Instance, requests: list[Pending], now: float) -> Batch:
         """Sends requests that were just taken out of their queue as one batch to an instance that has room for it."""
@@ -214,6 +216,7 @@ class Runs:
         batch.open = 0
         if worker.link is not None:
             worker.link.send_cancel(batch.number)
+            self._overruns.watch(batch)
 
     def settle_all(self, requests: Sequence[Pending], error: RoostError) -> None:
         """Fails requests; each gets an error of its own, since whoever raises it leaves traces in it."""
@@ -265,6 +268,7 @@ class Runs:
         # One that has ended has told so: its number may mean another run by now, of the worker's next process.
         if not batch.open and worker.link is not None and worker.runs.get(batch.number) is batch:
             worker.link.send_cancel(batch.number)
+            self._overruns.watch(batch)
 
     def _end_of(self, pending: Pending, error: RoostError | Code | None) -> None:
         pending.settled = True

@@ -8,6 +8,7 @@ from roost.core.figures import Figures
 from roost.router.learned import Measured
 from roost.router.revision import Revision
 from roost.runtimes.prepared.cache import Copy
+from roost.runtimes.prepared.forms import maps_copies
 from roost.runtimes.prepared.manifest import Manifest
 
 BASE_BYTES = 4 << 20
@@ -33,9 +34,27 @@ def size_of(revision: Revision, copy: Copy | None = None) -> Size:
     """What an instance takes that is loaded from the files as they were last looked at, or from a prepared copy."""
     assert revision.artifact is not None
     declared_bytes, file_bytes = revision.description.policy.memory_bytes, revision.artifact.size_bytes
+    if revision.on_gpu:
+        return gpu_size(revision)
     if copy is None:
         return plain_size(declared_bytes, file_bytes, revision.measured)
     return copy_size(declared_bytes, file_bytes, copy.manifest, revision.measured_copy)
+
+
+def gpu_size(revision: Revision) -> Size:
+    """What an instance takes on a GPU and beside it: its weights pass through the host's memory, and leave there."""
+    assert revision.artifact is not None
+    policy, file_bytes = revision.description.policy, revision.artifact.size_bytes
+    device_bytes, measured = policy.gpu_memory_bytes, revision.measured_on_gpu
+    if measured is not None:
+        device_bytes = max(device_bytes or 0, measured.figures.device_bytes)
+    elif device_bytes is None:
+        device_bytes = estimated_bytes(file_bytes)
+    size = plain_size(policy.memory_bytes, file_bytes, revision.measured if revision.is_code else None)
+    loaded = size.loaded
+    if policy.memory_bytes is None and not revision.is_code:
+        loaded = replace(loaded, private_bytes=BASE_BYTES + file_bytes)
+    return Size(replace(size.loading, device_bytes=device_bytes), replace(loaded, device_bytes=device_bytes))
 
 
 def file_of(revision: Revision, copy: Copy | None) -> str:
@@ -67,7 +86,7 @@ def copy_size(declared_bytes: int | None, file_bytes: int, manifest: Manifest, m
         manifest: What is known of the copy.
         more: What was found out since it was made, if anything was.
     """
-    first, mapped_bytes = manifest.copy, manifest.size_bytes
+    first, mapped_bytes = manifest.copy, manifest.size_bytes if maps_copies(manifest.backend) else 0
     private_bytes = peak_bytes = mappings = 0
     if first is not None:
         private_bytes, peak_bytes, mappings = first.private_bytes, first.peak_bytes, first.mappings

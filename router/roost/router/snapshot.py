@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 
+from roost.router.devices import GpuState
 from roost.router.placement import Ledger
 from roost.router.revision import Instance
 from roost.router.view import DeviceView, InstanceView, WorkerView
@@ -13,8 +14,30 @@ from roost.router.worker import OFF, Worker
 from roost.runtimes.memory import family_memory_of
 
 
-def view_device(ledger: Ledger, name: str) -> DeviceView:
-    """The device as it is now."""
+def view_devices(ledger: Ledger, name: str, gpus: Iterable[GpuState] = ()) -> tuple[DeviceView, ...]:
+    """The devices as they are now: the memory of the machine, under that name, and the GPUs."""
+    return (_view_host(ledger, name), *(_view_gpu(ledger, state) for state in gpus))
+
+
+def _view_gpu(ledger: Ledger, state: GpuState) -> DeviceView:
+    gpu, reading, account = state.gpu, state.reading, ledger.device(state.gpu.name)
+    return DeviceView(
+        gpu.name,
+        account.limit_bytes,
+        account.bytes,
+        account.reserved_bytes,
+        uuid=gpu.uuid,
+        product=gpu.product,
+        total_bytes=gpu.total_bytes,
+        really_used_bytes=None if reading is None else reading.used_bytes,
+        utilization=None if reading is None else reading.utilization,
+        power_w=None if reading is None else reading.power_w,
+        power_limit_w=None if reading is None else reading.power_limit_w,
+        energy_j=None if reading is None else reading.energy_j,
+    )
+
+
+def _view_host(ledger: Ledger, name: str) -> DeviceView:
     limits = ledger.limits
     return DeviceView(
         name,
@@ -70,7 +93,8 @@ def _view_instance(instance: Instance, ledger: Ledger, now: float) -> InstanceVi
     idle_s = max(0.0, now - holding.last_used) if holding is not None and holding.last_used > -math.inf else 0.0
     key = instance.revision.key
     size_bytes = instance.figures.private_bytes
-    return InstanceView(key.name, key.version, instance.state.value, size_bytes, instance.leases, idle_s)
+    device_bytes = instance.figures.device_bytes
+    return InstanceView(key.name, key.version, instance.state.value, size_bytes, instance.leases, idle_s, device_bytes)
 
 
 def private_bytes_of(pid: int) -> int:

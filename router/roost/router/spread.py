@@ -42,6 +42,8 @@ def suitable(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
     """
     required, kind = revision.description.policy.required_labels, revision.kind
     of_kind = [worker for worker in workers if worker.spec.kind == kind]
+    if revision.devices:
+        of_kind = [worker for worker in of_kind if worker.spec.device in revision.devices]
     found = [worker for worker in of_kind if suits(worker, required)]
     if not of_kind:
         name, version = revision.key.name, revision.key.version
@@ -82,7 +84,7 @@ def ranked(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
             -sum(worker.labels.get(name) == value for name, value in preferred.items()),
             on_device[worker.spec.device],
             int(worker.busy_share * _BUSY_STEPS),
-            worker.account.private_bytes,
+            worker.account.private_bytes if worker.gpu_account is None else worker.gpu_account.bytes,
             worker.id,
         )
 

@@ -8,6 +8,7 @@ from array import array
 from roost.core.errors import NotFound
 from roost.core.names import shorten, version_order
 from roost.core.statistics import BatchStatistics, InferStatistics, MemoryUsage, ModelStatistics, StatisticDuration
+from roost.router.cache_counts import CacheStats
 from roost.router.catalog import Catalog
 from roost.router.revision import Revision
 from roost.router.states import Availability, InstanceState
@@ -16,6 +17,7 @@ from roost.router.traffic import Traffic
 
 _SLICE = 500
 _RESIDENT = frozenset({InstanceState.READY, InstanceState.DRAINING})
+_NO_CACHE = CacheStats()
 
 
 async def statistics(
@@ -75,22 +77,25 @@ def _statistics_of(revision: Revision, stats: Stats) -> ModelStatistics:
         int(own.last_at * 1e3),
         counted.rows,
         counted.executions,
-        _infer_statistics(counted),
+        _infer_statistics(counted, own.cache or _NO_CACHE),
         tuple(_batch_statistics(batch) for batch in own.batches()),
         memory,
         own.responses.by_position() if own.responses is not None else {},
     )
 
 
-def _infer_statistics(counted: Counted) -> InferStatistics:
+def _infer_statistics(counted: Counted, cache: CacheStats) -> InferStatistics:
     success = counted.success
+    computed = max(0, success - cache.hits)  # a hit whose client has gone is no success
     return InferStatistics(
         StatisticDuration(success, counted.success_ns),
         StatisticDuration(sum(counted.failures), counted.fail_ns),
         StatisticDuration(success, counted.queue_ns),
-        StatisticDuration(success, counted.input_ns),
-        StatisticDuration(success, counted.infer_ns),
-        StatisticDuration(success, counted.output_ns),
+        StatisticDuration(computed, counted.input_ns),
+        StatisticDuration(computed, counted.infer_ns),
+        StatisticDuration(computed, counted.output_ns),
+        StatisticDuration(cache.hits, cache.hit_ns),
+        StatisticDuration(cache.misses, cache.miss_ns),
     )
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from roost.core.errors import Code, Limit, RoostError
 from roost.core.frames import Response, StepTimes
 from roost.core.requests import InferRequest, RequestContext
+from roost.router.cache_counts import CacheStats, CacheTotals
 from roost.router.copy_counts import CopyCounts
 from roost.router.outcomes import Outcome, outcome_of
 from roost.router.prepared_counts import PreparedCounts
@@ -48,7 +49,7 @@ NOTHING = Counted()
 
 
 class ModelStats:
-    """Everything counted for one model version; outlives evictions, and but for the last four also reloads.
+    """Everything counted for one model version; outlives evictions, and but for the last five also reloads.
 
     Attributes:
         name: The model.
@@ -76,11 +77,13 @@ class ModelStats:
         batch: The first size of batch seen, how many there were of it, and the nanoseconds of their three steps.
         other_batches: The same for other sizes, by size.
         responses: By position in the stream, if the model is decoupled.
+        cache: What is counted of answers that are kept, if any are.
     """
 
     __slots__ = (
         "_before",
         "batch",
+        "cache",
         "errors",
         "evictions",
         "executions",
@@ -123,6 +126,7 @@ class ModelStats:
         self.batch: array[int] | None = None  # nearly always the only one, and a dictionary costs three times as much
         self.other_batches: dict[int, array[int]] | None = None
         self.responses: ResponseStats | None = None
+        self.cache: CacheStats | None = None
         self._before: Counted | None = None
 
     @property
@@ -135,7 +139,7 @@ class ModelStats:
         if self.ok or self.failures or self.executions:
             self._before = self._counted()
         self.last_at = 0.0
-        self.batch = self.other_batches = self.responses = None
+        self.batch = self.other_batches = self.responses = self.cache = None
 
     def since_restart(self) -> Counted:
         """What was counted for the present revision."""
@@ -275,6 +279,7 @@ class Stats:
         on_load: Called with (model name, seconds) after each successful load.
         prepared: What is counted of prepared copies.
         copies: What is counted of copies that come and go.
+        cache: What the answers take that are kept.
     """
 
     models: dict[tuple[str, str], ModelStats] = field(default_factory=dict)
@@ -285,6 +290,7 @@ class Stats:
     on_load: Callable[[str, float], None] | None = None
     prepared: PreparedCounts = field(default_factory=PreparedCounts)
     copies: CopyCounts = field(default_factory=CopyCounts)
+    cache: CacheTotals = field(default_factory=CacheTotals)
 
     def of(self, name: str, version: str) -> ModelStats:
         """The counters of a version, made if they are not there."""

@@ -97,6 +97,8 @@ class Unloader:
         if instance.leases:
             instance.advance(InstanceEvent.DRAIN)
             self.ledger.leaving(instance.id)
+            if instance.revision.sequences is not None:
+                instance.revision.sequences.gone(instance)  # the next copy knows nothing of them
         else:
             self.evict(instance)
 

@@ -6,12 +6,16 @@ The order of checks and their wording follow Triton, whose clients match on some
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from roost.core.errors import Internal, InvalidArgument
 from roost.core.frames import WireTensor
 from roost.core.requests import InferRequest
 from roost.core.tensors import DATATYPES, Parameters, Signature, Tensor, TensorSpec, element_count, unpack_slices
 from roost.registry_client.reshape import reshaped
+
+SHARED_SIGNATURES = 4096
+"""So many different signatures are kept once for all models that have them: there may be thousands that are alike."""
 
 MAX_PARAMETERS = 1000
 MAX_PARAMETER_CHARS = 1 << 20
@@ -54,22 +58,39 @@ class Reshapes:
         return seen
 
 
-class Contract:
+class _Lookups:
     """A signature made ready for checking: lookups by name instead of scans."""
 
-    __slots__ = ("_inputs", "_lenient", "_outputs", "_required", "max_batch_size", "model", "reshapes", "signature")
+    __slots__ = ("inputs", "is_reshaped", "lenient", "outputs", "required", "signature")
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
+        self.outputs = frozenset(spec.name for spec in signature.outputs)
+        self.required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+        only = signature.inputs[0] if len(signature.inputs) == 1 else None
+        self.lenient = only if only is not None and only.lenient else None
+        self.is_reshaped = any(spec.inner is not None for spec in (*signature.inputs, *signature.outputs))
+
+
+_lookups = lru_cache(maxsize=SHARED_SIGNATURES)(_Lookups)
+
+
+class Contract:
+    """What requests to a model are held to. Models with equal signatures share all of it but their name."""
+
+    __slots__ = ("_lookups", "max_batch_size", "model", "reshapes")
 
     def __init__(self, model: str, signature: Signature, max_batch_size: int) -> None:
         self.model = model
-        self.signature = signature
         self.max_batch_size = max_batch_size
-        self._inputs: Mapping[str, TensorSpec] = {spec.name: spec for spec in signature.inputs}
-        self._outputs = frozenset(spec.name for spec in signature.outputs)
-        self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
-        only = signature.inputs[0] if len(signature.inputs) == 1 else None
-        self._lenient = only if only is not None and only.lenient else None
-        specs = [*signature.inputs, *signature.outputs]
-        self.reshapes = Reshapes(model, signature) if any(spec.inner is not None for spec in specs) else None
+        self._lookups = _lookups(signature)
+        self.reshapes = Reshapes(model, signature) if self._lookups.is_reshaped else None
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors as clients see them."""
+        return self._lookups.signature
 
     def check(self, request: InferRequest) -> None:
         """Checks all of a request.
@@ -104,30 +125,31 @@ class Contract:
 
     def _check_outputs(self, request: InferRequest) -> None:
         for output in request.outputs:
-            if output.name not in self._outputs:
+            if output.name not in self._lookups.outputs:
                 raise InvalidArgument(
                     f"unexpected inference output '{output.name}' for model '{self.model}', "
-                    f"it has {_names(self._outputs)}"
+                    f"it has {_names(self._lookups.outputs)}"
                 )
 
     def _check_input_names(self, request: InferRequest) -> None:
-        if self._lenient is not None and len(request.inputs) == 1:
-            request.inputs[0].name = self._lenient.name
+        known = self._lookups
+        if known.lenient is not None and len(request.inputs) == 1:
+            request.inputs[0].name = known.lenient.name
         names = [tensor.name for tensor in request.inputs]
         for name in names:
-            if name not in self._inputs:
+            if name not in known.inputs:
                 raise InvalidArgument(
-                    f"unexpected inference input '{name}' for model '{self.model}', it takes {_names(self._inputs)}"
+                    f"unexpected inference input '{name}' for model '{self.model}', it takes {_names(known.inputs)}"
                 )
         given = set(names)
         if len(given) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgument(f"input '{twice}' already exists in request")
-        missing = self._required - given
+        missing = known.required - given
         if missing:
-            expected = len(self._inputs)
-            if len(self._required) != expected:
-                count = f"expected number of inputs between {len(self._required)} and {expected} but got"
+            expected = len(known.inputs)
+            if len(known.required) != expected:
+                count = f"expected number of inputs between {len(known.required)} and {expected} but got"
             else:
                 count = f"expected {expected} inputs but got"
             raise InvalidArgument(
@@ -150,7 +172,7 @@ class Contract:
                     f"{tensor.shape[0]} and {rows}"
                 )
             if rows > self.max_batch_size:
-                expected = self._inputs[tensor.name].shape
+                expected = self._lookups.inputs[tensor.name].shape
                 hint = (
                     f"; the shape {list(tensor.shape)} has no batch dimension, expected {list(expected)}: "
                     f"the first dimension counts rows, one of them has shape {[1, *tensor.shape]}"
@@ -164,7 +186,7 @@ class Contract:
 
     def _check_shape(self, tensor: Tensor) -> int:
         """Checks datatype and shape; returns how many elements that is."""
-        spec = self._inputs[tensor.name]
+        spec = self._lookups.inputs[tensor.name]
         if tensor.datatype != spec.datatype and not (spec.lenient and {tensor.datatype, spec.datatype} <= _NUMBERS):
             raise InvalidArgument(
                 f"inference input '{tensor.name}' data-type is '{tensor.datatype}', "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from roost.router.accounts import RESIDENT, Holding
 from roost.router.eviction import EvictionPolicy
@@ -15,6 +15,8 @@ MOST_RECENT = 1000
 """What may wait looks no further than so many that were used too recently: there may be a hundred thousand."""
 
 _NEVER = -math.inf
+
+K = TypeVar("K")
 
 
 class Victims(NamedTuple):
@@ -82,32 +84,32 @@ class Search:
         needed = self._without_surplus(chosen, missing)
         return Victims(tuple(i for i in idle if i in needed), tuple(i for i in busy if i in needed))
 
-    def place_to_clear(self, lacking: Mapping[int, float]) -> int:
-        """Of workers whose processes all have too few mappings left, where those that go first have enough of them.
+    def first_to_clear(self, lacking: Mapping[K, float], part_of: Callable[[Holding], tuple[K | None, float]]) -> K:
+        """Of processes, or devices, that all have too little left, where those that go first have enough of it.
 
         Args:
-            lacking: How many each has too few, the best worker first.
+            lacking: How much each has too little, the best one first.
+            part_of: Where a holding is, and how much it has there.
         """
         idle, drained, later = dict(lacking), dict(lacking), dict(lacking)
-        after_draining: int | None = None
-        some_time: int | None = None
+        after_draining: K | None = None
+        some_time: K | None = None
         for _, holding in self._coldest_first():
-            place, mappings = holding.place, holding.figures.mappings
-            if place not in lacking:
+            at, amount = part_of(holding)
+            if at is None or at not in lacking:
                 continue
-            assert place is not None
-            later[place] -= mappings
-            if later[place] <= 0 and some_time is None:
-                some_time = place
+            later[at] -= amount
+            if later[at] <= 0 and some_time is None:
+                some_time = at
             if holding.protected_until() > self.now:
                 continue
-            drained[place] -= mappings
-            if drained[place] <= 0 and after_draining is None:
-                after_draining = place
+            drained[at] -= amount
+            if drained[at] <= 0 and after_draining is None:
+                after_draining = at
             if not holding.leases:
-                idle[place] -= mappings
-                if idle[place] <= 0:
-                    return place
+                idle[at] -= amount
+                if idle[at] <= 0:
+                    return at
         found = some_time if after_draining is None else after_draining
         return next(iter(lacking)) if found is None else found
 
@@ -120,7 +122,7 @@ class Search:
                 recent += 1
                 if recent == MOST_RECENT:
                     return
-            elif holding.phase is RESIDENT and not holding.pinned:
+            elif holding.phase is RESIDENT and not holding.pinned and (not holding.held or holding.yields):
                 yield instance, holding
 
     def _without_surplus(self, chosen: Sequence[int], missing: Shortage) -> set[int]:

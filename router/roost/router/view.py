@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class InstanceView:
     """One loaded copy of a model version, or one that is coming or going.
 
-    ``state`` is a state of ``roost.router.states``; ``bytes`` is what the ledger accounts for it.
+    ``state`` is a state of ``roost.router.states``; ``bytes`` is what the ledger accounts for it of the machine's
+    memory, ``device_bytes`` what of its GPU's.
     """
 
     model: str
@@ -18,6 +19,7 @@ class InstanceView:
     bytes: int
     leases: int
     idle_s: float
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class DeviceView:
 
     ``mapped_bytes`` are of files that are mapped, each counted once; with ``used_bytes`` they stay below
     ``memory_limit_bytes``. ``mappings_limit`` is how many one process may have for models. A limit of 0 is none.
+
+    The others are those of GPUs: how each is called, its memory, and what it says that it is doing, None for what it
+    does not say. ``really_used_bytes`` is what all programs have of it.
     """
 
     name: str
@@ -68,13 +73,22 @@ class DeviceView:
     mapped_bytes: int = 0
     memory_limit_bytes: int = 0
     mappings_limit: int = 0
+    uuid: str = ""
+    product: str = ""
+    total_bytes: int = 0
+    really_used_bytes: int | None = None
+    utilization: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MeshView:
     """All of it.
 
-    ``queued`` counts requests that wait; ``body_bytes`` and ``answer_bytes`` are what request bodies and unread answers
+    ``queued`` counts requests that wait, ``sequences`` those sequences of requests that have begun and not ended, whose
+    state takes ``sequence_bytes``; ``body_bytes`` and ``answer_bytes`` are what request bodies and unread answers
     hold of their budgets; ``fork_server_bytes`` is the private memory of the process that workers are forked from.
     """
 
@@ -87,3 +101,5 @@ class MeshView:
     workers: tuple[WorkerView, ...]
     answer_bytes: int = 0
     fork_server_bytes: int = 0
+    sequences: int = 0
+    sequence_bytes: int = 0

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import math
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from roost.core.errors import RoostError
 from roost.core.frames import Call, Response
-from roost.router.accounts import Process
+from roost.router.accounts import DeviceAccount, Process
 from roost.router.admission import ByteBudget
 from roost.router.drift import WorkerMemory
 from roost.router.ends import Backoff, End, end_of
@@ -23,11 +22,15 @@ from roost.router.pending import Batch
 from roost.router.process import Launch, WorkerProcess, WorkerSpec
 from roost.router.revision import Instance, Revision
 from roost.router.states import InstanceState
+from roost.runtimes.child import signal_name
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
+LAST_WORDS_S = 1.0
+"""So long after its end what a process has sent may take to be read."""
+
 OFF = "off"
 """The state of a worker that has no process, as nothing needs its kind now."""
 
@@ -82,12 +85,15 @@ class Worker:
         busy_s: For how long there was a batch under way, up to then.
         busy_share: For which share of the last seconds there was one.
         account: What its instances are accounted with, those included that are to be loaded here; the ledger's.
+        gpu_account: What is taken of the GPU that it uses, by all who do; None if it uses none.
         memory: What is known of what its process takes.
         recycling: Whether it gets nothing new, since its process is to be replaced once what it has is done.
         base_bytes: The memory that its process had when it was up, what it shares with others in part; 0 if it is of
             the kind that is always there.
         started_bytes: The same with all that it shares.
+        gpu_runtimes: The runtimes that can use its GPU, as its process said last; None if none has said it yet.
         reaped: Gets why its process has ended, once it has; a new one for each process.
+        blamed: What its process was ended for, if that is known.
     """
 
     id: int
@@ -109,11 +115,14 @@ class Worker:
     busy_s: float = 0.0
     busy_share: float = 0.0
     account: Process = field(default_factory=Process)
+    gpu_account: DeviceAccount | None = None
     memory: WorkerMemory = field(default_factory=WorkerMemory)
     recycling: bool = False
     base_bytes: int = 0
     started_bytes: int = 0
+    gpu_runtimes: frozenset[str] | None = None
     reaped: asyncio.Future[End] | None = None
+    blamed: Revision | None = None
     _hello: asyncio.Future[bool] | None = None
     _lost: asyncio.Event = field(default_factory=asyncio.Event)
     _process: WorkerProcess | None = None
@@ -174,14 +183,15 @@ class Worker:
             if backoff_s:
                 await asyncio.sleep(backoff_s)
 
-    def kill(self, reason: End = End.GIVEN_UP) -> None:
-        """Ends the process at once, because it does not do what it has to."""
+    def kill(self, reason: End = End.GIVEN_UP, blamed: Revision | None = None) -> None:
+        """Ends the process at once, because it does not do what it has to, or because of what a model does there."""
         if self._process is not None:
             self._ended_for = self._ended_for or reason
+            self.blamed = self.blamed or blamed
             self._process.kill()
 
     async def _run_once(self) -> None:
-        self.state, self._ended_for = "starting", None
+        self.state, self._ended_for, self.blamed = "starting", None, None
         self._lost.clear()
         self.reaped = asyncio.get_running_loop().create_future()
         hello = self._hello = asyncio.get_running_loop().create_future()
@@ -194,14 +204,17 @@ class Worker:
                 said_hello = await hello
         except TimeoutError:
             log.error("worker %d did not start within %.0f s", self.id, START_TIMEOUT_S)
+            self.gpu_runtimes = frozenset()
             return
         if not said_hello:
             log.error("worker %d ended before it was up", self.id)
+            self.gpu_runtimes = frozenset()  # until one says something else
             return
         self.state, self._up_at = "up", time.monotonic()
         self.events.worker_up(self)
         async with asyncio.TaskGroup() as group:
-            watches = [group.create_task(self._watch(process.link)), group.create_task(self._watch_stop(process))]
+            watching = (self._watch(process.link), self._watch_stop(process), self._watch_end(process))
+            watches = [group.create_task(watch) for watch in watching]
             await self._lost.wait()
             for watch in watches:
                 watch.cancel()
@@ -220,6 +233,12 @@ class Worker:
         await process.stopped()
         log.error("worker %d was stopped by a signal and does not answer: it is ended", self.id)
         self.kill(End.STOPPED)
+
+    async def _watch_end(self, process: WorkerProcess) -> None:
+        """Closes the link of a process that has ended: what it has forked may keep the other end open."""
+        await process.wait()
+        await asyncio.sleep(LAST_WORDS_S)
+        process.link.abort()
 
     async def _end(self) -> End:
         """Makes sure that the process has ended and everybody who waits for it knows; says why it has."""
@@ -255,6 +274,7 @@ class Worker:
         )
         self.base_bytes = int(hello.get("base_bytes", 0))
         self.started_bytes = int(hello.get("private_bytes", 0))
+        self.gpu_runtimes = frozenset(hello.get("gpu_runtimes", ()))
         if self._hello is not None and not self._hello.done():
             self._hello.set_result(True)
 
@@ -295,5 +315,5 @@ class Worker:
 
 
 def _cause(code: int, end: End) -> str:
-    cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    cause = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
     return f"{cause}, as memory has run out" if end is End.OUT_OF_MEMORY else cause

@@ -17,6 +17,10 @@ DEFAULT_KIND = "onnx"
 """The kind of the workers that a server always has; those of others are started when a model needs them."""
 
 
+GPU_SUFFIX = "-gpu"
+"""Of the kinds of workers that use a GPU: with the same runtimes as those of the kind without it."""
+
+
 class Adapter(NamedTuple):
     """Where a runtime's adapter is, and what it needs.
 
@@ -60,6 +64,7 @@ def kind_of(backend: str) -> str:
 
 def runtime_names(kind: str, enable_dummy: bool = False) -> list[str]:
     """The runtimes that workers of a kind offer if they can; that for tests only if it is wanted."""
+    kind = kind.removesuffix(GPU_SUFFIX)
     names = [name for name, adapter in ADAPTERS.items() if adapter.kind == kind]
     return [name for name in names if name != "dummy" or enable_dummy]
 

@@ -53,6 +53,9 @@ class DummyRuntime:
 
     name = "dummy"
 
+    def use_gpu(self) -> None:
+        """Computes nothing, so it can do that anywhere."""
+
     def load(self, spec: LoadSpec) -> DummyModel:
         """Does what the file says of loading.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,16 +12,19 @@ from typing import Any
 from roost.core.errors import Cancelled, Code, Internal, ResourceExhausted
 from roost.core.frames import FrameType, Header, control_frame, error_frame, parse_control, parse_credit
 from roost.runtimes.calls import RouterCalls
+from roost.runtimes.child import COPIED
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
 from roost.runtimes.leftovers import Leftovers, left_by_load
 from roost.runtimes.link import Link
 from roost.runtimes.memory import private_bytes, trim_memory
 from roost.runtimes.niceness import let_runs_go_first
-from roost.runtimes.protocol import LoadedApart, LoadSpec, Runtime
+from roost.runtimes.protocol import EndsProcesses, LoadedApart, LoadedModel, LoadSpec, Runtime
 from roost.runtimes.reading import Reading
 from roost.runtimes.runs import Runs
 from roost.runtimes.shared import Shared
+from roost.runtimes.signatures import check_signature
+from roost.runtimes.warmup import WarmUp
 
 _IGNORED = frozenset({FrameType.HELLO, FrameType.PONG})
 
@@ -113,7 +117,9 @@ class Executor:
         options = {str(key): str(value) for key, value in fields.get("options", {}).items()}
         prepared = bool(fields.get("prepared", False))
         path, root = str(fields["path"]), str(fields["root"])
-        spec = LoadSpec(path, root, self._threads, options, prepared=prepared, calls=self._calls)
+        threads = _threads_for(int(fields.get("threads", 0)), self._threads)
+        spec = LoadSpec(path, root, threads, options, prepared=prepared, calls=self._calls)
+        warmup = WarmUp.of(fields)
         if backend not in self._runtimes:
             raise Internal(f"this worker has no runtime '{backend}': see its log for why it could not be imported")
         self._instances.reserve(instance)
@@ -125,24 +131,28 @@ class Executor:
             # be processes.
             makes_some = spec.makes_threads or getattr(runtime, "loads_elsewhere", False)
             in_thread = _in_thread if makes_some else _in_nice_thread
-            in_thread(f"load-{instance}", self._load, request, instance, runtime, spec)
+            in_thread(f"load-{instance}", self._load, request, instance, runtime, spec, warmup)
         except ResourceExhausted:
             self._end_load(request, instance)
             raise
 
-    def _load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec) -> None:
+    def _load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec, warmup: WarmUp) -> None:
         try:
-            reply = self._try_load(request, instance, runtime, spec)
-        except (Exception, SystemExit) as error:
+            reply = self._try_load(request, instance, runtime, spec, warmup)
+        except BaseException as error:  # whatever a model has raised: somebody waits for an answer
+            if COPIED:
+                os._exit(0)
             self._end_load(request, instance)
             reply = failure_frame(request, error, "the load")
         self._link.send([reply])
 
-    def _try_load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec) -> bytes:
+    def _try_load(self, request: int, instance: int, runtime: Runtime, spec: LoadSpec, warmup: WarmUp) -> bytes:
         before_bytes = private_bytes()
         start_ns = time.monotonic_ns()
         try:
-            model = runtime.load(spec)
+            model = _loaded(runtime, spec, warmup)
+            if COPIED:
+                os._exit(0)
         finally:
             load_ns = time.monotonic_ns() - start_ns
             self._leftovers.add(left_by_load(spec.root))
@@ -188,11 +198,15 @@ class Executor:
             self._leftovers.add(self._grown_bytes.pop(instance_id, 0))
             fields = {"instance": instance_id, "private_bytes": private_bytes()}
             reply = control_frame(FrameType.STATUS, request, fields)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             reply = failure_frame(request, error, "the unload")
         self._link.send([reply])
 
     def _begin_trim(self, request: int, fields: dict[str, Any]) -> None:
+        limit_bytes = int(fields.get("process_limit_bytes", 0))
+        if limit_bytes:
+            _in_thread("limit", self._limit, request, limit_bytes)
+            return
         _in_thread("trim", self._trim, request, bool(fields.get("collect", False)))
 
     def _trim(self, request: int, collect: bool) -> None:
@@ -205,6 +219,13 @@ class Executor:
         trim_memory()
         self._link.send([control_frame(FrameType.STATUS, request, {"private_bytes": private_bytes()})])
 
+    def _limit(self, request: int, limit_bytes: int) -> None:
+        """Ends the processes of models that take more: their memory is not this process's to give back."""
+        for runtime in self._runtimes.values():
+            if isinstance(runtime, EndsProcesses):
+                runtime.end_larger_than(limit_bytes)
+        self._link.send([control_frame(FrameType.STATUS, request, {"private_bytes": private_bytes()})])
+
     def _status(self, request: int) -> bytes:
         fields = {
             "private_bytes": private_bytes(),
@@ -212,6 +233,23 @@ class Executor:
             "running": self._runs.running(),
         }
         return control_frame(FrameType.STATUS, request, fields)
+
+
+def _threads_for(asked: int, share: int) -> int:
+    """How many threads a run may use whose model asks for so many, 0 for its share of the CPUs."""
+    return min(asked, max(share, os.cpu_count() or 1)) if asked > 0 else share
+
+
+def _loaded(runtime: Runtime, spec: LoadSpec, warmup: WarmUp) -> LoadedModel:
+    """A model that has run what it is to run before it takes requests."""
+    model = runtime.load(spec)
+    try:
+        check_signature(model.signature)
+        warmup.run(model, spec.cancellation)
+    except BaseException:
+        model.close()
+        raise
+    return model
 
 
 def _in_nice_thread(name: str, target: Callable[..., None], *args: Any) -> None:

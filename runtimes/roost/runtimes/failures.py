@@ -14,6 +14,9 @@ from roost.core.frames import error_frame
 _log = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 1000
+_MAX_TEXT_CHARS = 4096
+"""Of a longer text beginning and end are looked at: it may be a model's, and made so that looking takes for ever."""
+
 _ABSOLUTE_PATH = re.compile(r"""(?<![\w.])/[^\s"'<>|:,;()\[\]]+""")
 _BUILD_ROOT = "onnxruntime_src"
 _LOCATION = re.compile(r"(?<![\w+-])(?P<folders>/(?:[\w.+-]+/)*)?[\w+-]+\.(?:cc|cpp|cu|cuh|h|hpp):\d+\s+")
@@ -49,11 +52,18 @@ def without_paths(text: str, root: str) -> str:
     Graph nodes are often named like paths (``/encoder/layer.0/MatMul``), and a reader needs those names; so besides
     the model's own folder only what begins with a top-level folder of this machine is cut down to its last part.
     """
+    text = shortened(text)
     folders = {folder.rstrip("/") for folder in (root, os.path.realpath(root))} - {""}
     for folder in sorted(folders, key=len, reverse=True):  # one may be part of the other
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(/|(?![\w.-]))", "", text)
     text = " ".join(_ABSOLUTE_PATH.sub(_shorten, text).split())
     return text if len(text) <= _MAX_REASON_CHARS else text[:_MAX_REASON_CHARS] + "..."
+
+
+def shortened(text: str) -> str:
+    """Beginning and end of a text that is too long to look through."""
+    half = _MAX_TEXT_CHARS // 2
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{text[:half]} ... {text[-half:]}"
 
 
 def without_source(text: str) -> str:
@@ -62,6 +72,7 @@ def without_source(text: str) -> str:
     ``.../safeint.h:17 static void f<T>::g() Integer overflow`` becomes ``Integer overflow``. With a whole path comes
     the function's whole signature, with a bare file name only the function's name.
     """
+    text = shortened(text)
     parts, position = [], 0
     while location := _LOCATION.search(text, position):
         parts.append(text[position : location.start()])

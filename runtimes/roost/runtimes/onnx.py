@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions on the CPU, loaded from paths, one per instance."""
+"""ONNX Runtime: sessions, loaded from paths, one per instance."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExha
 from roost.core.tensors import DATATYPES, Signature, Tensor, TensorSpec, from_array, to_array
 from roost.runtimes.buffers import Buffers
 from roost.runtimes.onnx_session import (
+    CPU_PROVIDERS,
     FATAL,
     ORT_ERRORS,
     PREPARED_ENTRY,
     create_session,
+    gpu_providers,
     is_no_memory,
     reason_of,
     session_options,
@@ -67,6 +69,15 @@ class OnnxRuntime:
         ort.set_seed(int.from_bytes(os.urandom(7), "little"))
         set_up()
         self._buffers = Buffers()
+        self._providers = CPU_PROVIDERS
+
+    def use_gpu(self) -> None:
+        """See ``GpuRuntime``.
+
+        Raises:
+            NoGpu: If ONNX Runtime has none.
+        """
+        self._providers = gpu_providers()
 
     def load(self, spec: LoadSpec) -> OnnxModel:
         """Creates a session from the model's path, which, unlike creating one from bytes, lets other threads run.
@@ -79,7 +90,7 @@ class OnnxRuntime:
         """
         options = session_options(spec.threads, spec.options)
         if not spec.prepared:
-            return OnnxModel(create_session(spec, options), spec.root)
+            return OnnxModel(create_session(spec, options, self._providers), spec.root)
         # What there was to optimise is done. Weights are packed only to see that it would give what the copy has.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         with self._buffers.reused():
@@ -276,11 +287,15 @@ class OnnxModel:
 
 
 def _spec_of(arg: ort.NodeArg, what: str) -> TensorSpec:
+    try:
+        name, dims = arg.name, arg.shape
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"an {what} of the model has names that are not UTF-8") from None
     if arg.type not in _DATATYPES:
         hint = " (scikit-learn models: convert them with the option zipmap=False)" if "map(" in arg.type else ""
-        raise InvalidArgument(f"{what} '{arg.name}' is a {arg.type}, which can't be served{hint}")
-    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in arg.shape)
-    return TensorSpec(arg.name, _DATATYPES[arg.type], shape)
+        raise InvalidArgument(f"{what} '{name}' is a {arg.type}, which can't be served{hint}")
+    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in dims)
+    return TensorSpec(name, _DATATYPES[arg.type], shape)
 
 
 def _to_texts(tensor: Tensor) -> npt.NDArray[Any]:

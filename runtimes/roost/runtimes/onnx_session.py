@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError
 from roost.runtimes.failures import without_paths, without_source
-from roost.runtimes.protocol import LoadSpec
+from roost.runtimes.protocol import LoadSpec, NoGpu
 
 FATAL = 4
 """The severity from which ONNX Runtime logs: it would print what it raises as well, and with paths."""
@@ -52,7 +55,15 @@ _PREPARED_OPTIONS = {
     "session.optimized_model_external_initializers_min_size_in_bytes": "16384",
     "session.save_external_prepacked_constant_initializers": "1",
 }
-_PROVIDERS = ["CPUExecutionProvider"]
+Provider: TypeAlias = str | tuple[str, dict[str, str]]
+
+CPU_PROVIDERS: Sequence[Provider] = ("CPUExecutionProvider",)
+_CUDA = "CUDAExecutionProvider"
+_GPU_PROVIDERS: Sequence[Provider] = (
+    # An arena that grows in powers of two would take up to twice what its session needs.
+    (_CUDA, {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}),
+    *CPU_PROVIDERS,
+)
 # y = Identity(x), FP32 [1].
 _SMALLEST_MODEL = (
     b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05first'
@@ -92,7 +103,27 @@ def session_options(threads: int, asked: Mapping[str, str]) -> ort.SessionOption
 
 def set_up() -> None:
     """Creates a session and drops it: the first one of a process sets up what all of them share, which takes 4 ms."""
-    ort.InferenceSession(_SMALLEST_MODEL, session_options(1, {}), providers=_PROVIDERS, enable_fallback=0)
+    ort.InferenceSession(_SMALLEST_MODEL, session_options(1, {}), providers=list(CPU_PROVIDERS), enable_fallback=0)
+
+
+def gpu_providers() -> Sequence[Provider]:
+    """The providers of sessions on the only GPU that the process sees; what all of these share is set up then.
+
+    Raises:
+        NoGpu: If ONNX Runtime can't use it: it would make sessions on the CPU instead, and say so only in its log.
+    """
+    if _CUDA not in ort.get_available_providers():
+        raise NoGpu("this ONNX Runtime was built without CUDA: install onnxruntime-gpu instead")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        ort.preload_dlls()
+    try:
+        options = session_options(1, {})
+        session = ort.InferenceSession(_SMALLEST_MODEL, options, providers=list(_GPU_PROVIDERS), enable_fallback=0)
+    except ORT_ERRORS as error:
+        raise NoGpu(reason_of(error, "")) from None
+    if session.get_providers()[0] != _CUDA:
+        raise NoGpu("ONNX Runtime can't load its CUDA provider: are the libraries of CUDA and cuDNN there?")
+    return _GPU_PROVIDERS
 
 
 def to_be_prepared(options: ort.SessionOptions, folder: str) -> None:
@@ -102,7 +133,9 @@ def to_be_prepared(options: ort.SessionOptions, folder: str) -> None:
         options.add_session_config_entry(key, value)
 
 
-def create_session(spec: LoadSpec, options: ort.SessionOptions) -> ort.InferenceSession:
+def create_session(
+    spec: LoadSpec, options: ort.SessionOptions, providers: Sequence[Provider] = CPU_PROVIDERS
+) -> ort.InferenceSession:
     """Creates a session from the model's path, which, unlike creating one from bytes, lets other threads run.
 
     Parsing and optimising leave several times the model's size behind; whoever calls this gives that back.
@@ -112,7 +145,7 @@ def create_session(spec: LoadSpec, options: ort.SessionOptions) -> ort.Inference
     """
     spec.cancellation.on_cancel(lambda: options.set_load_cancellation_flag(True))
     try:
-        return ort.InferenceSession(spec.path, options, providers=_PROVIDERS, enable_fallback=0)
+        return ort.InferenceSession(spec.path, options, providers=list(providers), enable_fallback=0)
     except ort_errors.ModelLoadCanceled:
         raise Cancelled("the load was cancelled") from None
     except ORT_ERRORS as error:

@@ -214,6 +214,18 @@ class LoadedApart(Protocol):
         """The private memory of its processes."""
 
 
+@runtime_checkable
+class HasProcesses(Protocol):
+    """An instance that has several processes, which runs that follow each other take turns in."""
+
+    @property
+    def processes(self) -> int:
+        """How many."""
+
+    def give_up(self) -> None:
+        """Ends them at once, in the middle of whatever they do: nobody wants the instance any more."""
+
+
 class Runtime(Protocol):
     """An adapter to one framework."""
 
@@ -228,6 +240,22 @@ class Runtime(Protocol):
         """
 
 
+class NoGpu(Exception):
+    """The process has no GPU that a framework can use; the text is the end of a sentence that says why."""
+
+
+@runtime_checkable
+class GpuRuntime(Protocol):
+    """A runtime that can load models on a GPU: on the only one that its process sees."""
+
+    def use_gpu(self) -> None:
+        """From now on models are loaded there. Whatever the framework sets up on a GPU it does now.
+
+        Raises:
+            NoGpu: If it can't; then models are loaded on the CPU as before.
+        """
+
+
 class PreparingRuntime(Runtime, Protocol):
     """An adapter to a framework that can save a model in a form that loads faster; see ``roost.runtimes.prepared``."""
 
@@ -239,3 +267,22 @@ class PreparingRuntime(Runtime, Protocol):
         Raises:
             RoostError: As ``load``, and also if the model can't be saved.
         """
+
+
+@runtime_checkable
+class EndsProcesses(Protocol):
+    """A runtime whose models are in processes of their own, each of which can be ended without the others."""
+
+    def end_larger_than(self, limit_bytes: int) -> None:
+        """Ends those that take more private memory, with what they have started; their requests are told why."""
+
+    def end_all(self) -> None:
+        """Ends all of them, and what they have started, as their worker ends."""
+
+
+@runtime_checkable
+class ImportsLate(Protocol):
+    """A runtime that imports libraries with the first load that needs them; what they take would seem that model's."""
+
+    def import_for(self, spec: LoadSpec) -> None:
+        """Imports what such a load needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from roost.core.arena import RUNNING_THREADS, RunningTable
 from roost.core.errors import Cancelled, Code, DeadlineExceeded, Internal
 from roost.core.frames import Credit, Run, StepTimes, error_frame, instance_of, parse_run, response_buffers
 from roost.core.tensors import Buffer, Tensor
+from roost.runtimes.child import COPIED
 from roost.runtimes.credit import CreditWindow
 from roost.runtimes.failures import failure_frame
 from roost.runtimes.instances import Instance, InstanceTable
@@ -139,7 +141,9 @@ class Runs:
         """
         try:
             return self._answer(job, thread)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # whatever a model has raised: somebody waits for an answer
+            if COPIED:
+                os._exit(0)
             return [failure_frame(job.request, error, "the run")]
 
     def end(self, job: Job, reply: Sequence[Buffer]) -> None:
@@ -171,6 +175,8 @@ class Runs:
             handle.places = self._shared.places(run.places)
         self._running[thread] = job.request
         outputs = job.instance.model.run(inputs, run.outputs, handle)
+        if COPIED:
+            os._exit(0)
         if handle.cancelled:
             raise Cancelled("the run was cancelled")
         if job.window is None and (handle.emitted or not outputs):  # even if the model took no notice of the refusal

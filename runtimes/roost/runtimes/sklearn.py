@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from roost.core.errors import InvalidArgument, Unimplemented
+from roost.runtimes.prepared.forms import CONVERT
 from roost.runtimes.protocol import LoadSpec
 from roost.runtimes.sklearn_files import read_model
 from roost.runtimes.sklearn_onnx import convert, estimator_of_onnx
@@ -23,9 +25,6 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 _log = logging.getLogger(__name__)
-
-CONVERT = "convert_to_onnx"
-"""The parameter with which a model's owner asks for that."""
 
 _CONVERTED = "model.onnx"
 _METHODS = (PREDICT, PREDICT_PROBA, TRANSFORM)
@@ -57,6 +56,13 @@ class SklearnRuntime:
             except Unimplemented as error:
                 _log.warning("scikit-learn runs '%s' itself: %s", spec.options.get("roost.model_name"), error.message)
         return TabularModel(estimator, spec)
+
+    def import_for(self, spec: LoadSpec) -> None:
+        """Imports what converting a model takes, and what runs the result."""
+        if spec.prepared or spec.options.get(CONVERT) == "true":
+            importlib.import_module("roost.runtimes.onnx_session").set_up()
+        if not spec.prepared and spec.options.get(CONVERT) == "true":
+            importlib.import_module("skl2onnx")
 
     def prepare(self, spec: LoadSpec, folder: str) -> str:
         """Converts a model to ONNX, whatever its configuration asks for.

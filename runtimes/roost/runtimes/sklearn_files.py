@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import struct
 import sys
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from roost.core.errors import Cancelled, InvalidArgument, ResourceExhausted
+from roost.runtimes.archive_limits import check_sizes
 from roost.runtimes.failures import without_paths
 from roost.runtimes.protocol import LoadSpec
 from roost.runtimes.sklearn_parts import check_arrays
@@ -25,6 +29,22 @@ from roost.runtimes.tabular_options import is_code_allowed
 
 TRUSTED_TYPES = "trusted_types"
 """The option with more types to trust, with commas between them."""
+
+_BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,  # numpy takes headers of arrays apart as Python's own texts
+    zlib.error,
+)
+"""What skops, and what it reads arrays with, raise over a damaged file."""
 
 _NOT_NEEDED = ("cupy", "dask", "pytest", "torch")
 _ZIP = b"PK\x03\x04"
@@ -77,6 +97,7 @@ def read_model(spec: LoadSpec) -> Any:
 def _read_skops(spec: LoadSpec) -> Any:
     if _skops is None:
         raise InvalidArgument("the package 'skops' is not installed: pip install 'roost[sklearn]'")
+    _check_sizes(spec.path)
     trusted = [*CHECKED_TYPES, *HARMLESS_TYPES, *_types_of_config(spec)]
     try:
         model = _skops.load(spec.path, trusted=trusted)
@@ -87,10 +108,18 @@ def _read_skops(spec: LoadSpec) -> Any:
         raise InvalidArgument(f"the file is damaged: {error}") from None
     except ImportError as error:
         raise InvalidArgument(f"the model needs the package '{error.name}', which is not installed") from None
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _BROKEN as error:
         raise InvalidArgument(f"the file is not what skops writes: {_reason(error, spec)}") from error
     check_arrays(model)
     return model
+
+
+def _check_sizes(path: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_sizes((entry.file_size for entry in archive.infolist()), os.path.getsize(path))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise InvalidArgument(f"the file is damaged: {error}") from None
 
 
 def _types_of_config(spec: LoadSpec) -> list[str]:
@@ -125,16 +154,9 @@ def _read_pickle(spec: LoadSpec) -> Any:
         return joblib.load(spec.path)
     except ImportError as error:
         raise InvalidArgument(f"the model needs the package '{error.name}', which is not installed") from None
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of the model's own code
         raise InvalidArgument(f"'{name}' can't be unpickled: {_reason(error, spec)}") from error
 
 

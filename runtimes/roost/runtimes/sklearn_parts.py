@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from roost.core.errors import InvalidArgument
+from scipy.sparse import issparse
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.neighbors import BallTree, KDTree
 from sklearn.tree._tree import Tree
@@ -53,6 +54,8 @@ def check_arrays(model: Any) -> None:
             known[id(part)] = _checked_tree(part)
         elif isinstance(part, KDTree | BallTree):
             _check_neighbors(part)
+        elif issparse(part):
+            _check_sparse(part)
     for part in parts(model):
         _check_owner(part, known)
 
@@ -135,6 +138,16 @@ def _check_neighbors(tree: Any) -> None:
         and np.all(2 * inner + 2 < count)
     ):
         raise InvalidArgument("a tree of the model is damaged: it has not the rows or nodes that it says")
+
+
+def _check_sparse(matrix: Any) -> None:
+    """Checks that a sparse matrix names rows and columns that it has: whoever multiplies it does not look."""
+    if matrix.format not in ("csr", "csc"):
+        raise InvalidArgument(f"the model has a sparse matrix of the format '{matrix.format}', not 'csr' or 'csc'")
+    try:
+        matrix.check_format(full_check=True)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"a sparse matrix of the model is damaged: {error}") from None
 
 
 def thresholds_of(model: Any) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]:

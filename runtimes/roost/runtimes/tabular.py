@@ -237,6 +237,8 @@ def _tensor(spec: TensorSpec, answer: Any) -> Tensor:
         array = as_array(answer)
         if array.ndim == 1 and len(spec.shape) == 2:
             array = array.reshape(-1, 1)
+        if array.ndim != len(spec.shape) or (array.dtype == object and spec.datatype != "BYTES"):
+            raise ValueError(f"it is {array.dtype} of the shape {list(array.shape)}")
         return from_array(spec.name, spec.datatype, array)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise Internal(f"the model's output '{spec.name}' is no tensor: {error}") from None

@@ -22,8 +22,10 @@ from roost.runtimes.child import (
     configure_child_logging,
     die_with_parent,
     ignore_terminal,
+    keep_from_copies,
     name_process,
     offer_to_oom_killer,
+    print_to,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class WorkerOptions:
         slots: Runs at a time.
         threads: Threads that one run may use.
         enable_dummy: Whether it has the runtime for tests.
+        gpu: The GPU that they use, which is the only one that they see; empty for none.
+        fake_gpu: Whether they run on the CPU all the same, for tests.
         log_level: The least severe level of its log.
         log_format: How its log lines look.
     """
@@ -56,6 +60,8 @@ class WorkerOptions:
     enable_dummy: bool = False
     log_level: str = "info"
     log_format: str = "human"
+    gpu: str = ""
+    fake_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class Assignment:
         link_fd: The descriptor of the link's socket.
         arena_fd: The descriptor of the memory that it shares with the router, if any.
         parent: The process with which it dies; 0 for the one that it has now.
+        printing_fd: The descriptor of the pipe that takes what models print; None: that goes where the log goes.
     """
 
     id: int
@@ -75,6 +82,7 @@ class Assignment:
     link_fd: int
     arena_fd: int | None = None
     parent: int = 0
+    printing_fd: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -100,6 +108,8 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", default="info", help="least severe level of its log")
     parser.add_argument("--log-format", default="human", help="how log lines look: human or json")
     parser.add_argument("--enable-dummy", action="store_true", help="offer the dummy runtime, for tests")
+    parser.add_argument("--gpu", default="", help="name of the only GPU that it sees, which models are loaded on")
+    parser.add_argument("--fake-gpu", action="store_true", help="run on the CPU all the same, for tests")
 
 
 def worker_options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -111,12 +121,15 @@ def worker_options(arguments: argparse.Namespace) -> WorkerOptions:
         arguments.enable_dummy,
         arguments.log_level,
         arguments.log_format,
+        arguments.gpu,
+        arguments.fake_gpu,
     )
 
 
 def work(options: WorkerOptions, assignment: Assignment) -> NoReturn:
     """Serves a link until the router closes it; then the process ends."""
-    configure_child_logging(options.log_level, options.log_format, {"worker": assignment.id}, _log)
+    stream = print_to(assignment.printing_fd) if assignment.printing_fd is not None else None
+    configure_child_logging(options.log_level, options.log_format, {"worker": assignment.id}, _log, stream)
     status = 1
     try:
         _serve(options, assignment)
@@ -152,10 +165,12 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
     from roost.runtimes.executor import Executor
     from roost.runtimes.link import Link, until_readable
     from roost.runtimes.niceness import take_short_turns
+    from roost.runtimes.protocol import EndsProcesses
     from roost.runtimes.shared import Shared
 
     arena = _map(assignment.arena_fd) if assignment.arena_fd is not None else None
     link = Link(sock, until_readable(sock))
+    keep_from_copies(sock.fileno())
     executor = Executor(link, runtimes, Shared(arena), options.slots, options.threads)
     # What the imports made stays for good; collections need not look at it.
     gc.freeze()
@@ -168,6 +183,7 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
         "pid": os.getpid(),
         "slots": options.slots,
         "runtimes": list(runtimes),
+        **({"gpu_runtimes": _on_gpu(runtimes, options)} if options.gpu else {}),
         **_taken(options.kind),
     }
     executor.start()
@@ -177,6 +193,27 @@ def _serve(options: WorkerOptions, assignment: Assignment) -> None:
     except FrameError as error:
         _log.error("the link is broken: %s", error)
         raise SystemExit(1) from None
+    finally:
+        for runtime in runtimes.values():
+            if isinstance(runtime, EndsProcesses):
+                runtime.end_all()
+
+
+def _on_gpu(runtimes: Mapping[str, Runtime], options: WorkerOptions) -> list[str]:
+    """Has the runtimes load models on the GPU from now on; returns those that can."""
+    from roost.runtimes.protocol import GpuRuntime, NoGpu
+
+    if options.fake_gpu:
+        return list(runtimes)
+    able = []
+    for name, runtime in runtimes.items():
+        try:
+            if isinstance(runtime, GpuRuntime):
+                runtime.use_gpu()
+                able.append(name)
+        except NoGpu as error:
+            _log.warning("runtime %s can't use %s: %s", name, options.gpu, error)
+    return able
 
 
 def _taken(kind: str) -> dict[str, int]:

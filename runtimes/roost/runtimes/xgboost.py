@@ -81,7 +81,7 @@ def _estimator(booster: Any, facts: Mapping[str, Any]) -> Estimator:
 
     def scores(features: Any) -> npt.NDArray[Any]:
         if linear:
-            return np.asarray(booster.predict(xgboost.DMatrix(features, nthread=1), validate_features=False))
+            return np.asarray(booster.predict(_rows(features), validate_features=False))
         return np.asarray(booster.inplace_predict(features, iteration_range=trees, validate_features=False))
 
     def labels(features: Any) -> npt.NDArray[Any]:
@@ -101,6 +101,13 @@ def _estimator(booster: Any, facts: Mapping[str, Any]) -> Estimator:
         datatype="FP32",  # to which XGBoost rounds whatever it gets
         errors=(XGBoostError,),
     )
+
+
+def _rows(features: Any) -> Any:
+    try:
+        return xgboost.DMatrix(features, nthread=1)
+    except XGBoostError as error:  # of what XGBoost looks at before it looks at the model
+        raise ValueError("the rows have a value that is infinite or too large") from error
 
 
 def _saved_by(attributes: Mapping[str, str]) -> str:

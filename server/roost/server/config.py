@@ -15,10 +15,13 @@ from re import Pattern
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from roost.core.units import format_bytes
+from roost.router.process import VISIBLE_GPUS
+from roost.router.rate_limits import RateLimit
 from roost.server.arguments import ConfigError
 from roost.server.cache_defaults import default_cache_bytes, default_cache_dir
 from roost.server.layers import Layers, flag_of, read_layers
 from roost.server.machine import Machine, read_machine
+from roost.server.rate_limit_specs import rate_limits
 from roost.server.restrictions import Restrictions
 from roost.server.settings import Settings
 from roost.server.values import Compression, GrpcTransport
@@ -28,6 +31,7 @@ from roost.server.worker_labels import unknown_worker
 _DEFAULT_BODY_BUDGET_BYTES = 512 * 2**20
 _DEFAULT_ANSWER_BUDGET_BYTES = 2**30
 _DEFAULT_ARENA_BYTES = 2**30
+_DEFAULT_RESPONSE_CACHE_BYTES = 256 * 2**20
 _DEFAULT_POLL_INTERVAL_S = 15.0
 _ALL = Path("*")
 """Stands for all repositories."""
@@ -38,7 +42,9 @@ class ServeConfig:
     """What the server runs with: every setting decided, sizes in bytes, durations in seconds.
 
     ``memory_budget_bytes`` is None where it follows from the idle use, which nobody knows before the start;
-    ``machine`` is what it follows from. ``poll_interval_s`` is None where repositories are not polled.
+    ``machine`` is what it follows from. ``poll_interval_s`` is None where repositories are not polled, ``rate_limits``
+    where runs wait for no resources.
+    ``visible_gpus`` is what CUDA shows of the GPUs, None if nothing is said of that.
     """
 
     model_repositories: tuple[Path, ...]
@@ -48,6 +54,7 @@ class ServeConfig:
     batching: str
     code_repositories: tuple[Path, ...]
     routes_file: Path | None
+    graph_files: tuple[Path, ...]
     host: str
     http_port: int
     grpc_port: int
@@ -65,12 +72,16 @@ class ServeConfig:
     workers_of: Mapping[str, int]
     worker_idle_timeout_s: float
     worker_labels: tuple[str, ...]
+    devices: str
+    visible_gpus: str | None
+    fake_gpus: bool
     memory_budget_bytes: int | None
     eviction: str
     arena_bytes: int
     state_dir: Path
     cache_dir: Path
     cache_bytes: int
+    response_cache_bytes: int
     measure_models: bool
     preload: bool
     request_timeout_s: float
@@ -84,6 +95,9 @@ class ServeConfig:
     answer_budget_bytes: int
     max_queue: int
     max_queued_bytes: int
+    max_sequences: int
+    max_sequence_bytes: int
+    rate_limits: tuple[RateLimit, ...] | None
     grpc_transport: GrpcTransport
     grpc_compression: Compression
     grpc_keepalive_time_s: float
@@ -180,12 +194,17 @@ def _check(settings: Settings, layers: Layers) -> None:
             raise ConfigError(f"{layers.where('allow_code')}: not one of the model repositories: {path}")
     if settings.routes is not None and not settings.routes.is_file():
         raise ConfigError(f"{layers.where('routes')}: there is no such file: {settings.routes}")
+    for path in settings.graphs:
+        if not path.is_file():
+            raise ConfigError(f"{layers.where('graphs')}: there is no such file: {path}")
     if settings.ready_file is not None and not settings.ready_file.absolute().parent.is_dir():
         raise ConfigError(f"{layers.where('ready_file')}: there is no folder for it: {settings.ready_file}")
     if settings.load_model and settings.model_control != "explicit":
         raise ConfigError(f"{layers.where('load_model')}: needs --model-control explicit")
     if settings.repository_poll_interval is not None and settings.model_control != "poll":
         raise ConfigError(f"{layers.where('repository_poll_interval')}: needs --model-control poll")
+    if settings.rate_limit_resource and settings.rate_limit == "none":
+        raise ConfigError(f"{layers.where('rate_limit_resource')}: needs --rate-limit execution_count")
     if settings.grpc_max_connection_age_grace is not None and settings.grpc_max_connection_age is None:
         raise ConfigError(f"{layers.where('grpc_max_connection_age_grace')}: needs --grpc-max-connection-age")
     _check_ports(settings, layers)
@@ -237,6 +256,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         batching=settings.batching,
         code_repositories=_code_repositories(settings),
         routes_file=settings.routes,
+        graph_files=settings.graphs,
         host=settings.host,
         http_port=settings.http_port,
         grpc_port=settings.grpc_port,
@@ -254,6 +274,9 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         workers_of=worker_counts(settings.workers_of, workers),
         worker_idle_timeout_s=settings.worker_idle_timeout,
         worker_labels=settings.worker_labels,
+        devices=settings.devices,
+        visible_gpus=environ.get(VISIBLE_GPUS),
+        fake_gpus=settings.fake_gpus,
         memory_budget_bytes=settings.memory_budget,
         eviction=settings.eviction,
         arena_bytes=(
@@ -262,6 +285,11 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         state_dir=settings.state_dir or _default_state_dir(environ),
         cache_dir=cache_dir,
         cache_bytes=default_cache_bytes(cache_dir) if settings.cache_size is None else settings.cache_size,
+        response_cache_bytes=(
+            min(_DEFAULT_RESPONSE_CACHE_BYTES, machine.memory_bytes // 32)
+            if settings.response_cache_size is None
+            else settings.response_cache_size
+        ),
         measure_models=settings.measure_models,
         preload=settings.preload,
         request_timeout_s=settings.request_timeout,
@@ -275,6 +303,9 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         answer_budget_bytes=settings.answer_budget or min(_DEFAULT_ANSWER_BUDGET_BYTES, machine.memory_bytes // 8),
         max_queue=settings.max_queue,
         max_queued_bytes=settings.max_queued_bytes or max(largest, body_budget // 2),
+        max_sequences=settings.max_sequences,
+        max_sequence_bytes=settings.max_sequence_bytes,
+        rate_limits=rate_limits(settings.rate_limit_resource) if settings.rate_limit != "none" else None,
         grpc_transport=settings.grpc_transport,
         grpc_compression=settings.grpc_infer_response_compression,
         grpc_keepalive_time_s=settings.grpc_keepalive_time,

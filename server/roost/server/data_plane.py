@@ -33,6 +33,7 @@ access_log = logging.getLogger("roost.access")
 # In the order in which Triton lists them, which is that of its documentation.
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
@@ -255,10 +256,10 @@ class RouterDataPlane:
         for key in parameters:
             if key != "unload_dependents":
                 raise InvalidArgument(f"unrecognized unload parameter '{key}'.")
-        # Models that only this one needs would go with it; without ensembles there are none.
-        if not isinstance(parameters.get("unload_dependents", False), bool):
+        dependents = parameters.get("unload_dependents", False)
+        if not isinstance(dependents, bool):
             raise InvalidArgument("unload parameter 'unload_dependents' is true or false")
-        await self._router.unload(check_name(name))
+        await self._router.unload(check_name(name), dependents=dependents)
 
     def view(self, *, instances: bool = True) -> MeshView:
         """What the mesh looks like now, with or without instances."""

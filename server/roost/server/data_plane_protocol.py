@@ -226,4 +226,10 @@ class DataPlane(Protocol):
         """
 
     async def unload_model(self, name: str, parameters: RepositoryParameters) -> None:
-        """Makes a model unavailable."""
+        """Makes a model unavailable.
+
+        Args:
+            name: The model.
+            parameters: ``unload_dependents``: whether the models of an ensemble's steps go with it that were loaded for
+                it alone.
+        """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from roost.router.mesh import KindSettings, MeshSettings
-from roost.router.process import WorkerSpec
-from roost.runtimes.adapters import DEFAULT_KIND, kind_of
+from roost.router.process import CPU, WorkerSpec
+from roost.runtimes.adapters import DEFAULT_KIND, GPU_SUFFIX, kind_of
 from roost.server.config import ServeConfig
+from roost.server.gpus import FoundGpus
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.rest.limits import RestLimits
 from roost.server.transport_options import TransportOptions
-from roost.server.worker_labels import labels_by_worker
+from roost.server.worker_labels import labels_by_worker, labels_of_all
 
 WORKER_SLOTS = 4
 PROGRAM_KIND = kind_of("python")
@@ -21,14 +23,18 @@ PROGRAM_SLOTS = 32
 MAX_RECEIVES = 32
 
 
-def mesh_settings(config: ServeConfig) -> MeshSettings:
-    """Workers, queues and loads."""
+def mesh_settings(config: ServeConfig, found: FoundGpus | None = None) -> MeshSettings:
+    """Workers, queues and loads; workers on the GPUs that were found, if any were."""
+    found = found or FoundGpus()
     return MeshSettings(
-        _worker_spec(config, DEFAULT_KIND, config.workers),
+        _worker_spec(config, DEFAULT_KIND, config.workers, found),
+        gpus=found.gpus if found.kinds else (),
+        gpu_kinds=tuple(tuple(_gpu_specs(config, kind, found)) for kind in found.kinds),
+        gpu_labels=labels_of_all(config.worker_labels),
         workers=config.workers,
         worker_labels=_labels(config, config.workers),
         other_kinds=tuple(
-            KindSettings(_worker_spec(config, kind, count), count, _labels(config, count))
+            KindSettings(_worker_spec(config, kind, count, found), count, _labels(config, count))
             for kind, count in config.workers_of.items()
         ),
         worker_idle_timeout_s=config.worker_idle_timeout_s,
@@ -36,23 +42,36 @@ def mesh_settings(config: ServeConfig) -> MeshSettings:
         load_concurrency=config.workers + 1,
         max_queue=config.max_queue,
         max_queued_bytes=config.max_queued_bytes,
+        max_sequences=config.max_sequences,
+        max_sequence_bytes=config.max_sequence_bytes,
         max_answer_bytes=config.answer_budget_bytes,
         request_timeout_s=config.request_timeout_s,
+        rate_limits=config.rate_limits,
     )
 
 
-def _worker_spec(config: ServeConfig, kind: str, workers: int) -> WorkerSpec:
+def _gpu_specs(config: ServeConfig, kind: str, found: FoundGpus) -> Iterator[WorkerSpec]:
+    """One worker for each GPU, which is the only one that it sees."""
+    base = kind.removesuffix(GPU_SUFFIX)
+    like = _worker_spec(config, base, config.workers_of.get(base, config.workers), found)
+    for gpu in found.gpus:
+        yield replace(like, kind=kind, device=gpu.name, visible_gpus=gpu.uuid, fake_gpu=config.fake_gpus)
+
+
+def _worker_spec(config: ServeConfig, kind: str, workers: int, found: FoundGpus) -> WorkerSpec:
     # One CPU is the front end's, where there is more than one.
     threads = max(1, (config.machine.cpus - 1) // max(1, workers))
     return WorkerSpec(
         kind,
-        "cpu",
+        CPU,
         PROGRAM_SLOTS if kind == PROGRAM_KIND else max(WORKER_SLOTS, threads),
         threads,
         enable_dummy=config.enable_dummy and kind == DEFAULT_KIND,
         log_level=config.log_level,
         log_format=config.log_format,
         arena_bytes=config.arena_bytes,
+        # What has no budget on a GPU must not take memory there either.
+        visible_gpus="" if found.kinds else None,
     )
 
 

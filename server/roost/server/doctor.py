@@ -74,7 +74,7 @@ def _configuration(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Ser
 def _read(config: ServeConfig) -> Repositories:
     cache_dir = config.cache_dir if config.cache_bytes else None
     try:
-        with known_sizes(config.state_dir, cache_dir) as known:
+        with known_sizes(config.state_dir, cache_dir, config.code_repositories) as known:
             return read_repositories((LocalRepository(path) for path in config.model_repositories), known)
     except RoostError as error:
         raise ConfigError(error.message) from None

@@ -18,7 +18,10 @@ from pathlib import Path
 from roost.core.units import format_bytes
 from roost.router.plans import Limits
 from roost.runtimes.adapters import ADAPTERS, installed_runtimes
+from roost.runtimes.nvml import Nvml, open_nvml
+from roost.server.arguments import ConfigError
 from roost.server.config import ServeConfig
+from roost.server.gpus import find_gpus
 from roost.server.machine import cpu_quota, max_mappings, memory_limit_bytes, memory_total_bytes
 from roost.server.sizing import (
     MAPPINGS_SHARE,
@@ -28,6 +31,7 @@ from roost.server.sizing import (
     idle_bytes,
     limits_of,
 )
+from roost.server.values import ONLY_CPU
 
 ENOUGH_FILES = 16_384
 FEW_FILES = 1_024
@@ -83,6 +87,7 @@ def check_machine(config: ServeConfig, root: Path = Path("/")) -> Iterator[Findi
     yield check_memory(config, root)
     yield check_peak(config)
     yield check_other_kinds(config)
+    yield check_gpus(config)
     yield check_overcommit(root)
     yield check_mappings(root)
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -190,6 +195,26 @@ def check_other_kinds(
         advice = "more than is left beside --memory-budget: lower that, or set --workers-of KIND=0 for what is not used"
         return Finding("other kinds", Verdict.NOTE, text, advice)
     return Finding("other kinds", Verdict.OK, text)
+
+
+def check_gpus(config: ServeConfig, open_library: Callable[[], Nvml] = open_nvml) -> Finding:
+    """The GPUs that models would run on."""
+    if config.devices == ONLY_CPU:
+        return Finding("gpus", Verdict.OK, "not used")
+    try:
+        found = find_gpus(config, open_library)
+    except ConfigError as error:
+        return Finding("gpus", Verdict.PROBLEM, str(error), "name others with --devices, or none")
+    if not found.gpus:
+        return Finding("gpus", Verdict.OK, f"not used: {found.reason}")
+    text = ", ".join(
+        f"{gpu.name} {gpu.product} ({format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free)"
+        for gpu in found.gpus
+    )
+    if not found.has_framework:
+        advice = "no framework is installed that was built for GPUs, such as roost[onnx-gpu]: models run on the CPU"
+        return Finding("gpus", Verdict.NOTE, text, advice)
+    return Finding("gpus", Verdict.OK, text)
 
 
 def check_overcommit(root: Path) -> Finding:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from roost.server.config import ServeConfig
+from roost.server.rate_limit_specs import rate_limit_spec
 from roost.server.values import pattern_text
 
 
@@ -23,6 +24,8 @@ def effective_yaml(config: ServeConfig) -> str:
     }
     if config.enable_dummy:
         values["enable_dummy"] = True
+    if config.fake_gpus:
+        values["fake_gpus"] = True
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -35,6 +38,7 @@ def _models(config: ServeConfig) -> dict[str, Any]:
         "batching": config.batching,
         "allow_code": [str(path) for path in config.code_repositories],
         "routes": _text(config.routes_file),
+        "graphs": [str(path) for path in config.graph_files],
     }
 
 
@@ -62,12 +66,14 @@ def _limits(config: ServeConfig) -> dict[str, Any]:
         "workers_of": [f"{kind}={count}" for kind, count in config.workers_of.items()],
         "worker_idle_timeout": _duration(config.worker_idle_timeout_s),
         "worker_labels": list(config.worker_labels),
+        "devices": config.devices,
         "memory_budget": _size(config.memory_budget_bytes),
         "eviction": config.eviction,
         "arena_size": config.arena_bytes and _size(config.arena_bytes),
         "state_dir": str(config.state_dir),
         "cache_dir": str(config.cache_dir),
         "cache_size": config.cache_bytes and _size(config.cache_bytes),
+        "response_cache_size": config.response_cache_bytes and _size(config.response_cache_bytes),
         "measure_models": config.measure_models,
         "preload": config.preload,
         "request_timeout": _duration(config.request_timeout_s),
@@ -81,6 +87,10 @@ def _limits(config: ServeConfig) -> dict[str, Any]:
         "answer_budget": _size(config.answer_budget_bytes),
         "max_queue": config.max_queue,
         "max_queued_bytes": _size(config.max_queued_bytes),
+        "rate_limit": "none" if config.rate_limits is None else "execution_count",
+        "rate_limit_resource": list(map(rate_limit_spec, config.rate_limits or ())),
+        "max_sequences": config.max_sequences,
+        "max_sequence_bytes": _size(config.max_sequence_bytes),
     }
 
 

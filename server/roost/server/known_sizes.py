@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from roost.core.figures import Figures
+from roost.registry_client.load_options import load_options
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.router.learned import Learned
 from roost.router.measured import measured_conditions
-from roost.router.proof import conditions_of
+from roost.router.proof import Proof, conditions_of
 from roost.router.sizes import copy_size, plain_size
 from roost.router.store_sqlite import SqliteStore
+from roost.runtimes.prepared.forms import has_copies
 from roost.runtimes.prepared.identity import can_prepare, copy_key
 from roost.runtimes.prepared.manifest import MANIFEST, MAX_BYTES, Manifest, parse_manifest
 
@@ -31,11 +33,15 @@ class Known(NamedTuple):
         figures: What an instance is accounted with.
         copy: The key of the prepared copy that it is loaded from; empty if there is none.
         run_bytes: What a run of as many rows as a batch may have takes while it lasts; 0 if that is not known.
+        is_measured: Whether the figures were measured; else they are declared or an estimate.
+        proof: What came of trying whether its rows may be run together; None if it was not tried.
     """
 
     figures: Figures
     copy: str = ""
     run_bytes: int = 0
+    is_measured: bool = False
+    proof: Proof | None = None
 
 
 class _NotRead(Exception):
@@ -48,11 +54,15 @@ class KnownSizes:
     Args:
         learned: A store; None if there is none.
         cache_dir: Where prepared copies are; None if none are used.
+        code_from: The repositories whose models may be code.
     """
 
-    def __init__(self, learned: Learned | None = None, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self, learned: Learned | None = None, cache_dir: Path | None = None, code_from: Collection[Path] = ()
+    ) -> None:
         self._learned = learned
         self._cache_dir = cache_dir
+        self._code_from = code_from
 
     def look_up(self, folder: ModelFolder, description: ModelDescription, version: str, file_bytes: int) -> Known:
         """What was found out about a version, else what follows from its files."""
@@ -61,20 +71,15 @@ class KnownSizes:
         if self._learned is None or not digest:
             return Known(plain_size(declared_bytes, file_bytes, None).loaded)
         plain = self._learned.get_measured(digest, measured_conditions(description))
-        run_bytes = plain.run_bytes * self._batch_rows(digest, description) if plain is not None else 0
-        key, manifest = self._copy(digest, description)
-        if manifest is None:
-            return Known(plain_size(declared_bytes, file_bytes, plain).loaded, "", run_bytes)
-        more = self._learned.get_measured(digest, measured_conditions(description, prepared=True))
-        return Known(copy_size(declared_bytes, file_bytes, manifest, more).loaded, key, run_bytes)
-
-    def _batch_rows(self, digest: str, description: ModelDescription) -> int:
-        """How many rows a batch may have, as far as that is known."""
-        assert self._learned is not None
-        if description.max_batch_size:
-            return description.max_batch_size
         proof = self._learned.get_proof(digest, conditions_of(description))
-        return max(1, proof.max_rows) if proof is not None else 1
+        run_bytes = plain.run_bytes * _batch_rows(description, proof) if plain is not None else 0
+        key, manifest = self._copy(digest, folder, description, version)
+        if manifest is None:
+            figures = plain_size(declared_bytes, file_bytes, plain).loaded
+            return Known(figures, "", run_bytes, plain is not None, proof)
+        more = self._learned.get_measured(digest, measured_conditions(description, prepared=True))
+        figures = copy_size(declared_bytes, file_bytes, manifest, more).loaded
+        return Known(figures, key, run_bytes, True, proof)
 
     def get_file_digest(self, path: str, inode: int, size: int, mtime_ns: int) -> str | None:
         """See ``DigestCache``: what is not known is not found out here."""
@@ -96,10 +101,16 @@ class KnownSizes:
         except _NotRead:
             return ""
 
-    def _copy(self, digest: str, description: ModelDescription) -> tuple[str, Manifest | None]:
+    def _copy(
+        self, digest: str, folder: ModelFolder, description: ModelDescription, version: str
+    ) -> tuple[str, Manifest | None]:
         if self._cache_dir is None or not can_prepare(description.backend):
             return "", None
-        key = copy_key(digest, description.backend, dict(description.options))
+        path, _ = folder.find(version, description)
+        if not has_copies(description.backend, path, description.options):
+            return "", None
+        options = load_options(description, version, allow_code=folder.path.parent in self._code_from)
+        key = copy_key(digest, description.backend, options)
         try:
             with (self._cache_dir / key / MANIFEST).open("rb") as file:
                 manifest = parse_manifest(file.read(MAX_BYTES))
@@ -108,9 +119,22 @@ class KnownSizes:
         return (key, manifest) if not manifest.reason else ("", None)
 
 
+def _batch_rows(description: ModelDescription, proof: Proof | None) -> int:
+    """How many rows a batch may have, as far as that is known."""
+    if description.max_batch_size:
+        return description.max_batch_size
+    return max(1, proof.max_rows) if proof is not None else 1
+
+
 @contextmanager
-def known_sizes(state_dir: Path, cache_dir: Path | None) -> Iterator[KnownSizes]:
-    """What is known now: a server may go on writing, so its store is copied first."""
+def known_sizes(state_dir: Path, cache_dir: Path | None, code_from: Collection[Path] = ()) -> Iterator[KnownSizes]:
+    """What is known now: a server may go on writing, so its store is copied first.
+
+    Args:
+        state_dir: The server's.
+        cache_dir: Where its prepared copies are; None if it uses none.
+        code_from: The repositories whose models may be code.
+    """
     store = state_dir / STORE_FILE
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder, STORE_FILE)
@@ -124,6 +148,6 @@ def known_sizes(state_dir: Path, cache_dir: Path | None) -> Iterator[KnownSizes]
             return
         learned = Learned(SqliteStore(copied))
         try:
-            yield KnownSizes(learned, cache_dir)
+            yield KnownSizes(learned, cache_dir, code_from)
         finally:
             learned.close()

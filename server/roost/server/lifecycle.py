@@ -18,8 +18,9 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -33,6 +34,8 @@ from roost.core.version import __version__
 from roost.registry_client.backends import BACKENDS
 from roost.registry_client.repository import LocalRepository
 from roost.router.assembly import router
+from roost.router.graph_files import LOOPBACK, OwnAddress, load_graphs
+from roost.router.graphs import Graph
 from roost.router.learned import Learned
 from roost.router.proof import BatchingMode
 from roost.router.router import Router
@@ -49,6 +52,8 @@ from roost.server.config import ServeConfig
 from roost.server.data_plane import RouterDataPlane
 from roost.server.derived import grpc_limits, grpc_options, mesh_settings, rest_limits, rest_options
 from roost.server.garbage import collect_when_idle, frozen_survivors
+from roost.server.gpus import FoundGpus, find_gpus, say
+from roost.server.graph_data_plane import GraphDataPlane
 from roost.server.grpc_server import GrpcServer, build_grpc_server
 from roost.server.idle_memory import trim_when_idle
 from roost.server.known_sizes import STORE_FILE
@@ -80,8 +85,10 @@ def serve(config: ServeConfig) -> int:
     if not _has_runtime(config):
         raise ConfigError("no runtime is installed: pip install 'roost[onnx]'")
     _raise_file_limit()
+    found = find_gpus(config)
     try:
         traffic = load_routes(config.routes_file) if config.routes_file is not None else Traffic()
+        graphs = load_graphs(config.graph_files, OwnAddress(LOOPBACK | {config.host}, config.http_port))
         repositories = [LocalRepository(path) for path in config.model_repositories]
     except RoostError as error:
         raise ConfigError(error.message) from None
@@ -91,7 +98,7 @@ def serve(config: ServeConfig) -> int:
         _event_loop() as runner,
     ):
         try:
-            runner.run(_serve(config, repositories, traffic, state_dir, listeners))
+            runner.run(_serve(config, repositories, traffic, graphs, found, state_dir, listeners))
         except asyncio.CancelledError:
             log.info("stopped before the start was complete")
         except (BaseExceptionGroup, OSError, RuntimeError) as error:  # task groups wrap what ends them
@@ -137,7 +144,13 @@ def _only_cause(error: BaseException) -> BaseException:
 
 
 async def _serve(
-    config: ServeConfig, repositories: list[LocalRepository], traffic: Traffic, state_dir: Path, listeners: Listeners
+    config: ServeConfig,
+    repositories: list[LocalRepository],
+    traffic: Traffic,
+    graphs: Mapping[str, Graph],
+    found: FoundGpus,
+    state_dir: Path,
+    listeners: Listeners,
 ) -> None:
     signals = _Signals()
     learned = Learned(SqliteStore(state_dir / STORE_FILE))
@@ -149,11 +162,12 @@ async def _serve(
         frozen_survivors(),
     ):
         take_short_turns()
+        say(found)
         asyncio.get_running_loop().set_default_executor(others)
         running = router(
             repositories,
             learned,
-            mesh_settings(config),
+            mesh_settings(config, found),
             traffic,
             explicit=config.model_control == "explicit",
             poll_interval_s=config.poll_interval_s,
@@ -163,11 +177,13 @@ async def _serve(
             cache=cache,
             measure=config.measure_models,
             code_from=config.code_repositories,
+            response_cache_bytes=config.response_cache_bytes,
+            read_gpu=found.read,
         )
-        async with running as routing, _data_plane(config, routing) as data_plane:
+        async with running as routing, _data_plane(config, routing, graphs) as data_plane:
             _set_limits(config, routing)
             await routing.load_at_start(config.load_models)
-            async with _transports(config, data_plane, routing, listeners) as ports:
+            async with _transports(config, data_plane, routing, listeners, graphs) as ports:
                 gc.collect()  # most of what lives now does so for good
                 log.info(
                     "roost %s serves %d models after %.1f s: %s",
@@ -200,9 +216,12 @@ async def _until_stopped(config: ServeConfig, data_plane: RouterDataPlane, signa
 
 
 @asynccontextmanager
-async def _data_plane(config: ServeConfig, routing: Router) -> AsyncIterator[RouterDataPlane]:
-    """A data plane that takes requests."""
-    data_plane = RouterDataPlane(
+async def _data_plane(
+    config: ServeConfig, routing: Router, graphs: Mapping[str, Graph]
+) -> AsyncIterator[RouterDataPlane]:
+    """A data plane that takes requests; without graphs none of them is looked at for one."""
+    make = partial(GraphDataPlane, graphs) if graphs else RouterDataPlane
+    data_plane = make(
         routing,
         server_name=config.server_name,
         request_timeout_s=config.request_timeout_s,
@@ -220,12 +239,16 @@ async def _data_plane(config: ServeConfig, routing: Router) -> AsyncIterator[Rou
 
 @asynccontextmanager
 async def _transports(
-    config: ServeConfig, data_plane: RouterDataPlane, routing: Router, listeners: Listeners
+    config: ServeConfig,
+    data_plane: RouterDataPlane,
+    routing: Router,
+    listeners: Listeners,
+    graphs: Mapping[str, Graph],
 ) -> AsyncIterator[dict[str, int]]:
     """Opens all listeners; at the end closes REST and gRPC together, the admin listener after them."""
     shown = routing.shown if config.triton_metrics else None
     limits = rest_limits(config)
-    rest = build_rest_app(data_plane, limits, rest_options(config))
+    rest = build_rest_app(data_plane, limits, rest_options(config), graphs)
     metrics = Metrics(
         routing.stats,
         lambda: data_plane.view(instances=False),
@@ -233,6 +256,7 @@ async def _transports(
         shown,
         lambda: lean_requests(rest),
         lambda worker: routing.instances(worker.id),
+        graphs.values(),
     )
     async with AsyncExitStack() as stack:
         admin = build_admin_app(data_plane.view, metrics, lambda: build_document(rest), data_plane.activity)

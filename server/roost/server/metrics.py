@@ -10,25 +10,29 @@ of their own so that sums over a name never count a request twice. What others' 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+import gc
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from roost.core.version import __version__
+from roost.router.graphs import Graph
 from roost.router.records import BatchRecord, RequestRecord
 from roost.router.revision import Revision
 from roost.router.states import InstanceState
 from roost.router.stats import ModelStats, Stats
 from roost.router.view import InstanceView, MeshView, WorkerView
 from roost.server.exposition import Histogram, family, head, join, labels_of, number
+from roost.server.metrics_cache import cache_families
 from roost.server.metrics_copies import copy_families
+from roost.server.metrics_graphs import graph_families
 from roost.server.metrics_kserve import KServeHistograms
 from roost.server.metrics_machine import MachineUsage
 from roost.server.metrics_memory import device_families, memory_families
 from roost.server.metrics_prepared import prepared_families
-from roost.server.metrics_triton import machine_text, triton_slices
+from roost.server.metrics_triton import gpu_text, machine_text, triton_slices
 
 SLICE = 100
 """So many models are written at once: a tenth of a millisecond for which nobody is answered."""
@@ -107,6 +111,7 @@ class Metrics:
         shown: Yields the revisions that Triton's metrics show; None for none of these metrics.
         lean_requests: How many requests took REST's lean path.
         instances: Yields what is loaded in a worker, if views do not have it.
+        graphs: The inference graphs.
     """
 
     def __init__(
@@ -117,10 +122,12 @@ class Metrics:
         shown: Callable[[], Iterator[Revision]] | None = None,
         lean_requests: Callable[[], int] = int,
         instances: Callable[[WorkerView], Iterable[InstanceView]] = attrgetter("instances"),
+        graphs: Collection[Graph] = (),
     ) -> None:
         self._stats = stats
         self._lean_requests = lean_requests
         self._instances = instances
+        self._graphs = graphs
         self._view = view
         self._shown = shown
         self._usage = MachineUsage()
@@ -172,7 +179,7 @@ class Metrics:
         yield _instance_slices([(worker, self._instances(worker)) for worker in view.workers])
         yield _model_slices(self._stats)
         if self._shown is not None:
-            yield iter([machine_text(self._usage)])
+            yield iter([machine_text(self._usage), gpu_text(view.devices)])
             yield triton_slices(self._shown(), self._stats)
 
     def _server_text(self, view: MeshView) -> str:
@@ -182,8 +189,16 @@ class Metrics:
             family("roost_models", "gauge", "Models that the server knows.", [("", view.models)]),
             family("roost_queued_requests", "gauge", "Requests that wait.", [("", view.queued)]),
             family("roost_body_bytes", "gauge", "Bytes of request bodies in the server.", [("", view.body_bytes)]),
+            family("roost_sequences", "gauge", "Sequences of requests under way.", [("", view.sequences)]),
+            family("roost_sequence_bytes", "gauge", "Bytes of their state.", [("", view.sequence_bytes)]),
             family("roost_answer_bytes", "gauge", "Bytes of answers not read yet.", [("", view.answer_bytes)]),
             family("roost_body_limit_bytes", "gauge", "Limit of roost_body_bytes.", [("", view.body_limit_bytes)]),
+            family(
+                "roost_gc_frozen_objects",
+                "gauge",
+                "Python objects that full garbage collections do not look at.",
+                [("", gc.get_freeze_count())],
+            ),
             family(
                 "roost_rest_lean_requests_total",
                 "counter",
@@ -199,7 +214,9 @@ class Metrics:
             *device_families(view.devices),
             *_worker_families(view),
             *prepared_families(self._stats.prepared),
+            *cache_families(self._stats.cache),
             *copy_families(self._stats.copies, view.workers),
+            *graph_families(self._graphs),
         ]
         return "".join(families) + generate_latest(self._process).decode()
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice
+from operator import attrgetter
 from typing import NamedTuple
 
+from roost.router.cache_counts import CacheStats
 from roost.router.outcomes import Outcome
 from roost.router.responses import FIRST_RESPONSE_MS, ResponseStats
 from roost.router.revision import Revision
 from roost.router.statistics import counted_of
 from roost.router.stats import Counted, Stats
-from roost.server.exposition import escape, family, head, join, number
+from roost.router.view import DeviceView
+from roost.server.exposition import escape, family, head, join, labels_of, number
 from roost.server.metrics_machine import MachineUsage
 
 SLICE = 25
@@ -40,6 +43,7 @@ class _Row(NamedTuple):
     pending: int
     load_s: float | None
     first_responses: ResponseStats | None
+    cache: CacheStats | None
 
 
 _COUNTERS: tuple[tuple[str, str, Callable[[Counted], int]], ...] = (
@@ -73,6 +77,31 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Counted], int]], ...] = (
     ),
 )
 
+_CACHE_COUNTERS: tuple[tuple[str, str, Callable[[CacheStats], int]], ...] = (
+    ("nv_cache_num_hits_per_model", "Requests that were answered from the cache.", lambda cache: cache.hits),
+    ("nv_cache_num_misses_per_model", "Requests whose answer was not in the cache.", lambda cache: cache.misses),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Microseconds that answers from the cache took in all.",
+        lambda cache: cache.hit_ns // 1000,
+    ),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Microseconds that looking into the cache and keeping answers took otherwise.",
+        lambda cache: cache.miss_ns // 1000,
+    ),
+)
+
+
+_OF_GPUS: tuple[tuple[str, str, str, Callable[[DeviceView], float | None]], ...] = (
+    ("nv_gpu_utilization", "gauge", "Share of the last moment for which the GPU was busy.", attrgetter("utilization")),
+    ("nv_gpu_memory_total_bytes", "gauge", "Memory of the GPU.", attrgetter("total_bytes")),
+    ("nv_gpu_memory_used_bytes", "gauge", "Memory of the GPU in use, by anybody.", attrgetter("really_used_bytes")),
+    ("nv_gpu_power_usage", "gauge", "Watts that the GPU draws.", attrgetter("power_w")),
+    ("nv_gpu_power_limit", "gauge", "Watts that the GPU may draw.", attrgetter("power_limit_w")),
+    ("nv_energy_consumption", "counter", "Joules that the GPU has drawn.", attrgetter("energy_j")),
+)
+
 
 def triton_slices(shown: Iterable[Revision], stats: Stats) -> Iterator[str]:
     """The text of all series by model; some parts are empty, the event loop may take its turn after each.
@@ -82,9 +111,11 @@ def triton_slices(shown: Iterable[Revision], stats: Stats) -> Iterator[str]:
         stats: Their counters.
     """
     slices: list[list[_Row]] = []
+    cached: list[_Row] = []
     revisions = iter(shown)
     while part := list(islice(revisions, SLICE)):
         slices.append([_row(revision, stats) for revision in part])
+        cached += [row for row in slices[-1] if row.cache is not None]
         yield ""
     for name, text, value_of in _COUNTERS:
         yield head(name, "counter", text)
@@ -108,6 +139,16 @@ def triton_slices(shown: Iterable[Revision], stats: Stats) -> Iterator[str]:
     yield head(_FIRST, "histogram", "Milliseconds from requests to their first response, decoupled models only.")
     for rows in slices:
         yield join([line for row in rows if row.first_responses for line in _first_lines(row)])
+    yield from _cache_slices(cached)
+
+
+def _cache_slices(rows: list[_Row]) -> Iterator[str]:
+    """The series of models that have a cache; none of them if none has."""
+    for name, text, value_of in _CACHE_COUNTERS if rows else ():
+        yield head(name, "counter", text)
+        for start in range(0, len(rows), SLICE):
+            part = rows[start : start + SLICE]
+            yield join([f"{name}{{{row.labels}}} {value_of(row.cache)}" for row in part if row.cache is not None])
 
 
 def machine_text(usage: MachineUsage) -> str:
@@ -116,6 +157,17 @@ def machine_text(usage: MachineUsage) -> str:
         family("nv_cpu_utilization", "gauge", "Share of the CPUs that was busy lately.", [("", usage.cpu_share())])
         + family("nv_cpu_memory_total_bytes", "gauge", "Memory of the machine.", [("", usage.memory_total_bytes)])
         + family("nv_cpu_memory_used_bytes", "gauge", "Memory in use.", [("", usage.memory_used_bytes())])
+    )
+
+
+def gpu_text(devices: Iterable[DeviceView]) -> str:
+    """The series of the GPUs, without what they do not say."""
+    gpus = [(labels_of(gpu_uuid=device.uuid), device) for device in devices if device.uuid]
+    if not gpus:
+        return ""
+    return "".join(
+        family(name, type_, text, [(labels, value) for labels, gpu in gpus if (value := value_of(gpu)) is not None])
+        for name, type_, text, value_of in _OF_GPUS
     )
 
 
@@ -128,9 +180,10 @@ def _row(revision: Revision, stats: Stats) -> _Row:
         version,
         f"{model},{version}",
         counted,
-        len(revision.queue),
+        len(revision.queue) + (revision.sequences.table.waiting if revision.sequences is not None else 0),
         own.last_load_s if own is not None and own.loads else None,
         own.responses if own is not None and revision.used else None,
+        (own.cache if own is not None and revision.used else None) or (CacheStats() if revision.caches else None),
     )
 
 

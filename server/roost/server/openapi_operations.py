@@ -15,6 +15,7 @@ EVENTS = "text/event-stream"
 TAGS: Mapping[str, str] = {
     "Inference": "Asking models, in the Open Inference Protocol (KServe v2).",
     "KServe v1": "Asking models as TensorFlow Serving and KServe's v1 protocol do.",
+    "Graphs": "Asking several models with one request, as KServe's InferenceGraph (with --graphs).",
     "Health": "Whether server and models take requests.",
     "Metadata": "What server and models say of themselves.",
     "Statistics": "How often models were asked and how long that took.",
@@ -101,6 +102,24 @@ _INFERENCE: Mapping[str, Operation] = {
     ),
     "POST /v1/models/{model}:explain": Operation(
         "v1Explain", "KServe v1", "Explain a prediction; not implemented", {}, "501"
+    ),
+}
+
+_GRAPHS: Mapping[str, Operation] = {
+    "GET /graphs": Operation("graphs", "Graphs", "Names of the graphs", _json(ref("GraphNames"))),
+    "GET /graphs/{graph}/ready": Operation(
+        "graphReady", "Graphs", "Whether the models of a graph take requests", _json(ref("ModelReady")), "404 503"
+    ),
+    "POST /graphs/{graph}": Operation(
+        "graphInfer",
+        "Graphs",
+        "Run a graph",
+        _json({"type": "object"}),
+        _INFER,
+        _json({"anyOf": [ref("PredictRequest"), ref("InferRequest"), {}]}),
+        description="The body is what the models take: that of a v1 predict or a v2 infer request, with whatever else "
+        "conditions look at. The answer is that of the last step, or of an Ensemble an object of answers by step.",
+        exceptions={status: {"anyOf": [ref("Error"), ref("GraphError")]} for status in (404, 500)},
     ),
 }
 
@@ -219,13 +238,13 @@ _MEMORY: Mapping[str, Operation] = {
     **_memory("cudasharedmemory", "cudaSharedMemory", "CUDA memory", ref("CudaRegion"), ref("CudaRegisterRequest")),
 }
 
-OPERATIONS: Mapping[str, Operation] = {**_INFERENCE, **_ABOUT, **_REPOSITORY, **_SETTINGS, **_MEMORY}
+OPERATIONS: Mapping[str, Operation] = {**_INFERENCE, **_GRAPHS, **_ABOUT, **_REPOSITORY, **_SETTINGS, **_MEMORY}
 """By method and path; a path with a version or repository in it means the same as without."""
 
 ERRORS: Mapping[int, str] = {
     400: "Something is wrong with the request, or the state of model or server does not allow it.",
     403: "The call is restricted (--http-restricted-api) and its header is missing.",
-    404: "There is no such model, version or region.",
+    404: "There is no such model, version, graph or region.",
     409: "It exists already.",
     413: "The body is over the limit (--max-body).",
     429: "The server has as much to do as it takes; try again later.",
@@ -237,6 +256,7 @@ ERRORS: Mapping[int, str] = {
 
 PATH_PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "model": {"description": "The name of a model.", "schema": STRING},
+    "graph": {"description": "The name of an inference graph.", "schema": STRING},
     "version": {
         "description": "The number of a version; without it the model's version policy or a route chooses.",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},

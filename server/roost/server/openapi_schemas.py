@@ -177,10 +177,14 @@ _V1: Mapping[str, Schema] = {
         "properties": {"predictions": {}, "outputs": {}},
     },
     "ModelNames": record({"models": _STRINGS}, "models"),
+    "GraphNames": record({"graphs": _STRINGS}, "graphs"),
 }
 
 _MODELS: Mapping[str, Schema] = {
     "Error": record({"error": STRING}, "error"),
+    "GraphError": record(
+        {"error": STRING, "cause": {**STRING, "description": "Why no step of the graph could be asked."}}, "error cause"
+    ),
     "Live": record({"live": BOOLEAN}, "live"),
     "Ready": record({"ready": BOOLEAN}, "ready"),
     "ModelReady": record({"name": STRING, "ready": BOOLEAN}, "name ready"),

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from roost.core.errors import RoostError
 from roost.core.units import format_bytes, parse_bytes
+from roost.registry_client.load_options import load_options
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
 from roost.registry_client.repository import LocalRepository
 from roost.router.prepared import order_of
 from roost.runtimes.prepared.cache import CopyCache
+from roost.runtimes.prepared.forms import FORMS, has_copies
 from roost.runtimes.prepared.identity import can_prepare
 from roost.runtimes.prepared.making import NotNow, make_copy
 from roost.runtimes.prepared.manifest import Manifest
@@ -31,6 +33,7 @@ class _Version:
     folder: ModelFolder
     description: ModelDescription
     number: str
+    allow_code: bool
 
 
 class _Digests:
@@ -60,16 +63,19 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     for repository in repositories:
         for name in repository.scan():
             if not names or name in names:
-                failures += _prepare_model(cache, repository, name, read_machine().memory_bytes // _SHARE_OF_MEMORY)
+                memory_bytes = read_machine().memory_bytes // _SHARE_OF_MEMORY
+                failures += _prepare_model(cache, repository, name, memory_bytes, allow_code=values.allow_code)
     sys.stdout.write(f"{format_bytes(cache.used_bytes())} of {format_bytes(cache.limit_bytes)} in {cache.folder}\n")
     return 1 if failures else 0
 
 
-def _prepare_model(cache: CopyCache, repository: LocalRepository, name: str, memory_bytes: int) -> int:
+def _prepare_model(
+    cache: CopyCache, repository: LocalRepository, name: str, memory_bytes: int, *, allow_code: bool
+) -> int:
     """Makes the copies of a model's versions; returns how many there should be but are not."""
     failures = 0
     try:
-        for version in _versions(repository.open_model(name)):
+        for version in _versions(repository.open_model(name), allow_code=allow_code):
             started = time.monotonic()
             try:
                 text = _shown(_prepare(cache, version, memory_bytes))
@@ -84,17 +90,23 @@ def _prepare_model(cache: CopyCache, repository: LocalRepository, name: str, mem
     return failures
 
 
-def _versions(folder: ModelFolder) -> Iterator[_Version]:
+def _versions(folder: ModelFolder, *, allow_code: bool) -> Iterator[_Version]:
     """The versions of a model that there can be copies of."""
     description = folder.load_config()
-    if can_prepare(description.backend):
-        for number in folder.versions_of(description):
-            yield _Version(folder, description, number)
+    if not can_prepare(description.backend):
+        return
+    for number in folder.versions_of(description):
+        path, _ = folder.find(number, description)
+        if has_copies(description.backend, path, description.options):
+            yield _Version(folder, description, number, allow_code)
 
 
 def _prepare(cache: CopyCache, version: _Version, memory_bytes: int) -> Manifest:
-    artifact = version.folder.artifact(version.number, version.description, _Digests())
-    order = order_of(version.folder, version.description, artifact, threads=1, memory_bytes=memory_bytes)
+    description = version.description
+    artifact = version.folder.artifact(version.number, description, _Digests())
+    options = load_options(description, version.number, allow_code=version.allow_code)
+    memory_bytes += FORMS[description.backend].reserved_bytes
+    order = order_of(version.folder, description, artifact, threads=1, memory_bytes=memory_bytes, options=options)
     return make_copy(cache, order)
 
 
@@ -151,6 +163,11 @@ def _parser() -> Parser:
         action="append",
         default=[],
         help="Folder that holds the models, as for roost serve. Default: ROOST_MODEL_REPOSITORY.",
+    )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="Models may bring code, as for roost serve: .keras files, pickles. They are loaded for this.",
     )
     parser.add_argument(
         "--cache-dir",

@@ -211,6 +211,8 @@ def _sizes_of(repository: LocalRepository, name: str, known: KnownSizes) -> Iter
     served = served_versions(description, folder.versions_of(description))
     if not served:
         raise NotFound("it has no version to serve")
+    if description.ensemble is not None:  # its steps are models of their own
+        return
     for version in served:
         file_bytes = sum(file.size for file in folder.stamp(version, description))
         found = known.look_up(folder, description, version, file_bytes)

@@ -60,6 +60,10 @@ def _devices(view: MeshView, width: int, *, unicode: bool) -> Table:
             figures.append(f"  {format_bytes(device.reserved_bytes)} reserved", style="yellow")
         if device.mapped_bytes:
             figures.append(f"  {format_bytes(device.mapped_bytes)} mapped", style="dim")
+        if device.utilization is not None:
+            figures.append(f"  {100 * device.utilization:.0f} % busy", style="dim")
+        if device.product:
+            figures.append(f"  {device.product}", style="dim")
         filled = bar(
             device.used_bytes,
             device.budget_bytes,
@@ -123,7 +127,7 @@ def _cells_of(instance: InstanceView) -> tuple[Text, ...]:
         Text(instance.model, style="bold" if instance.leases else ""),
         Text(instance.version),
         Text(instance.state, style=STATE_STYLES.get(instance.state, "")),
-        Text(format_bytes(instance.bytes)),
+        Text(format_bytes(instance.device_bytes or instance.bytes)),
         Text(str(instance.leases) if instance.leases else "", style="cyan"),
         Text(idle, style="cyan" if idle == "in use" else "dim"),
     )

@@ -14,6 +14,7 @@ STATE_STYLES = {
     "unloading": "magenta",
     "failed": "red",
     "standby": "dim",
+    "ensemble": "dim",
     "unloaded": "dim",
 }
 _FULL, _NEARLY_FULL = 0.95, 0.8

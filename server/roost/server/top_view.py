@@ -103,18 +103,19 @@ def _machine(view: Activity, most: int, width: int, *, unicode: bool) -> Rendera
     for _ in range(6):
         table.add_column(no_wrap=True, overflow="ellipsis" if unicode else "crop")
     cells = max(_MIN_BAR, min(_MAX_BAR, (width - _BESIDE_BARS) // 2))
-    budgets = {device.name: device.budget_bytes for device in view.devices}
+    budget_bytes = view.devices[0].budget_bytes  # of the machine's memory, which each worker's process is in
     for device in view.devices:
         filled = bar(device.used_bytes, device.budget_bytes, cells, reserved=device.reserved_bytes, unicode=unicode)
         figures = f"{format_bytes(device.used_bytes)} of {format_bytes(device.budget_bytes)}"
         figures += f", {format_bytes(device.mapped_bytes)} mapped" if device.mapped_bytes else ""
+        figures += f", {100 * device.utilization:.0f} % busy" if device.utilization is not None else ""
         table.add_row(Text(f" {device.name}", style="bold"), Text("budget", style="dim"), filled, figures)
     # The figures of a device are longer than those of a worker, so they have a table of their own.
     workers = Table.grid(padding=(0, 1, 0, 0))
     for _ in range(6 if width >= _FACTS_FROM else 5):
         workers.add_column(no_wrap=True, overflow="ellipsis" if unicode else "crop")
     for worker in view.workers[:most]:
-        row = _worker_cells(worker, budgets.get(worker.device, 0), cells, unicode=unicode)
+        row = _worker_cells(worker, budget_bytes, cells, unicode=unicode)
         workers.add_row(*row[: len(workers.columns)])
     if len(view.workers) > most:
         workers.add_row(Text(f" {'…' if unicode else '...'} and {len(view.workers) - most} more", style="dim"))

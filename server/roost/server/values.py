@@ -14,12 +14,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator
 from roost.core.names import is_name
 from roost.core.units import parse_bytes, parse_seconds
+from roost.server.rate_limit_specs import read_rate_limit
 from roost.server.restrictions import Restrictions
 from roost.server.worker_counts import read_worker_count
 from roost.server.worker_labels import read_worker_labels
 
 MAX_HISTOGRAM_MODELS = 100
+AUTO_DEVICES = "auto"
+ONLY_CPU = "cpu"
 _EXACT_CASE = "(?-i)"
+_DEVICE = re.compile(r"(cuda:)?[0-9]{1,4}|(GPU|MIG)-[A-Za-z0-9/-]{1,80}")
 
 
 def _whole(value: Any, what: str, low: int, high: float = math.inf) -> int:
@@ -97,6 +101,16 @@ def choice(*choices: str) -> Callable[[Any], str]:
     return read
 
 
+def _devices(value: Any) -> str:
+    """One of two words, or names of GPUs."""
+    names = [str(item).strip() for item in (value if isinstance(value, list | tuple) else str(value).split(","))]
+    if names not in ([AUTO_DEVICES], [ONLY_CPU]):
+        for name in names:
+            if not _DEVICE.fullmatch(name):
+                raise ValueError(f"{name!r} is not auto, cpu or a GPU such as cuda:0 or GPU-3a0d...")
+    return ",".join(names)
+
+
 def _switch(value: Any) -> bool:
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     word = str(value).lower()
@@ -153,6 +167,18 @@ def _worker_counts(value: Any) -> tuple[str, ...]:
     return specs
 
 
+def _rate_limits(value: Any) -> tuple[str, ...]:
+    specs = tuple(_text(item) for item in _items(value))
+    for spec in specs:
+        read_rate_limit(spec)
+    return specs
+
+
+def _rate_limit(value: Any) -> str:
+    # Triton's word for none is a boolean in YAML.
+    return choice("none", "execution_count")("none" if value in (False, "off") else value)
+
+
 def _code_repositories(value: Any) -> tuple[Path, ...]:
     """Folders; one called ``*`` stands for all repositories, and so does a switch that is on."""
     if isinstance(value, bool):
@@ -207,8 +233,11 @@ OptionalDuration = Annotated[float | None, BeforeValidator(_duration)]
 Grace = Annotated[float, BeforeValidator(_grace)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Text = Annotated[str, BeforeValidator(_text)]
+Devices = Annotated[str, BeforeValidator(_devices)]
 OptionalPattern = Annotated[re.Pattern[str] | None, BeforeValidator(_pattern)]
 WorkerCountSpecs = Annotated[tuple[str, ...], BeforeValidator(_worker_counts)]
+RateLimitMode = Annotated[str, BeforeValidator(_rate_limit)]
+RateLimitSpecs = Annotated[tuple[str, ...], BeforeValidator(_rate_limits)]
 CodeRepositories = Annotated[tuple[Path, ...], BeforeValidator(_code_repositories)]
 WorkerLabelSpecs = Annotated[tuple[str, ...], BeforeValidator(_worker_labels)]
 RestrictionSpecs = Annotated[tuple[str, ...], BeforeValidator(_restrictions)]

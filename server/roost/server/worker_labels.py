@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from roost.registry_client.policy import read_labels
 
@@ -33,12 +33,17 @@ def unknown_worker(specs: Iterable[str], workers: int) -> int | None:
     return next((number for number in numbers if number >= workers), None)
 
 
-def labels_by_worker(specs: Iterable[str], workers: int) -> tuple[Mapping[str, str], ...]:
+def labels_by_worker(specs: Sequence[str], workers: int) -> tuple[Mapping[str, str], ...]:
     """The labels of each worker; what is said of one goes before what is said of all."""
     parsed = [read_worker_labels(spec) for spec in specs]
-    shared = {name: value for number, labels in parsed if number is None for name, value in labels.items()}
-    own: list[dict[str, str]] = [dict(shared) for _ in range(workers)]
+    own: list[dict[str, str]] = [dict(labels_of_all(specs)) for _ in range(workers)]
     for number, labels in parsed:
         if number is not None:
             own[number].update(labels)
     return tuple(own)
+
+
+def labels_of_all(specs: Iterable[str]) -> Mapping[str, str]:
+    """The labels that are for all workers."""
+    parsed = map(read_worker_labels, specs)
+    return {name: value for number, labels in parsed if number is None for name, value in labels.items()}

@@ -4,7 +4,7 @@ Each copy is a folder named by its key, which appears whole or not at all. Any o
 moment: what can't be read is no copy, and whoever needs one loads the model itself. ::
 
     <folder>/<key>/manifest.json   what is known of a model, with checksums; its time is that of the last use
-             <key>/...             the files of its copy, if it has one
+             <key>/...             the files of its copy, if it has one; some are in folders
              <key>/checked         the boot in which the checksums were last found right
              making-<key>/         a copy in the making; locked as long as somebody works on it
              users/                one locked file for each server that runs: one of another boot is left by a crash
@@ -27,6 +27,7 @@ from roost.core.exhaustion import is_exhausted
 from roost.runtimes.prepared.folders import (
     boot_id,
     file_sha256,
+    files_below,
     is_named,
     locked,
     private_folder,
@@ -176,7 +177,9 @@ class CopyCache:
             sync(made / name)
         write_whole(made / MANIFEST, manifest.dump())
         write_whole(made / CHECKED, self._boot.encode())
-        sync(made)
+        for folder in {made, *(parent for name in manifest.files for parent in (made / name).parents)}:
+            if folder.is_relative_to(made):
+                sync(folder)
         with locked(self.folder / _LOCK):
             remove_whole(self.folder / key)
             made.rename(self.folder / key)
@@ -185,7 +188,10 @@ class CopyCache:
 
     def records(self, made: Path) -> dict[str, FileRecord]:
         """Sizes and checksums of all files of a folder."""
-        return {path.name: FileRecord(path.stat().st_size, file_sha256(path)) for path in sorted(made.iterdir())}
+        return {
+            path.relative_to(made).as_posix(): FileRecord(path.stat().st_size, file_sha256(path))
+            for path in sorted(files_below(made))
+        }
 
     def trim(self, keep: str = "") -> int:
         """Removes what was used longest ago until the rest fits, and what dead processes left; returns how many went.
@@ -333,7 +339,7 @@ class CopyCache:
             if not _KEY.match(name):
                 continue
             try:
-                files = [path.lstat() for path in (self.folder / name).iterdir()]
+                files = [path.lstat() for path in files_below(self.folder / name)]
                 used_at = (self.folder / name / MANIFEST).lstat().st_mtime
             except OSError:
                 continue

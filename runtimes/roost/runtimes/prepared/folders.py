@@ -65,6 +65,13 @@ def remove_whole(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in the folders in it; none if it has gone."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent, name)
+
+
 def file_sha256(path: Path) -> str:
     """The checksum of a file's contents."""
     with path.open("rb") as file:

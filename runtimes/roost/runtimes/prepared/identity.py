@@ -8,22 +8,50 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 FORMAT = 1
 """Of what is in a copy's folder, and of how it is made."""
 
-_LIBRARIES: Mapping[str, tuple[str, str, str]] = {
-    "onnxruntime": ("onnxruntime", "capi/onnxruntime_pybind11_state*.so", "CPUExecutionProvider"),
-}
-"""For each runtime that makes copies: its module, the library that says which build it is, and what it computes on."""
 
-PREPARED_BACKENDS = frozenset(_LIBRARIES)
+class _Maker(NamedTuple):
+    """What copies of a runtime's models are made with.
+
+    Attributes:
+        module: The module of the library that says which build it is.
+        libraries: That library, in the module's folder; empty where versions say enough.
+        provider: What it computes on.
+        packages: Modules that have to be installed besides, and their distributions, whose versions matter.
+    """
+
+    module: str
+    libraries: str
+    provider: str
+    packages: Mapping[str, tuple[str, ...]] = {}
+
+
+_ORT = ("onnxruntime", "capi/onnxruntime_pybind11_state*.so", "CPUExecutionProvider")
+_MAKERS: Mapping[str, _Maker] = {
+    "onnxruntime": _Maker(*_ORT),
+    "tensorflow": _Maker(
+        "tensorflow", "", "", {"tensorflow": ("tensorflow-cpu", "tensorflow", "tensorflow-gpu"), "keras": ("keras",)}
+    ),
+    "sklearn": _Maker(
+        *_ORT,
+        {"sklearn": ("scikit-learn",), "skops": ("skops",), "skl2onnx": ("skl2onnx",), "onnx": ("onnx",)},
+    ),
+}
+
+PREPARED_BACKENDS = frozenset(_MAKERS)
 """Runtimes that make copies where they are installed."""
 
-_NOT_IN_GRAPH = frozenset({"intra_op_thread_count", "inter_op_thread_count", "execution_mode"})
+_NOT_IN_COPY = frozenset(
+    {"intra_op_thread_count", "inter_op_thread_count", "execution_mode", "roost.model_name", "roost.model_version"}
+)
 _CPU_FIELDS = frozenset({"vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"})
 
 
@@ -38,7 +66,7 @@ def copy_key(digest: str, backend: str, options: Mapping[str, str]) -> str:
     Args:
         digest: The digest of all the model's files.
         backend: A runtime that there are copies for.
-        options: Options of the load; those that change nothing in the graph mean nothing.
+        options: Options of the load; those that a copy does not depend on mean nothing.
     """
     parts = {
         "format": FORMAT,
@@ -46,9 +74,14 @@ def copy_key(digest: str, backend: str, options: Mapping[str, str]) -> str:
         "backend": backend,
         "build": _build(backend),
         "cpu": _cpu(),
-        "options": {name: value for name, value in options.items() if name not in _NOT_IN_GRAPH},
+        "options": copied_options(options),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def copied_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Of the options of a load those that a copy depends on."""
+    return {name: value for name, value in options.items() if name not in _NOT_IN_COPY}
 
 
 @lru_cache
@@ -57,19 +90,38 @@ def _build(backend: str) -> str:
 
     The runtime is not imported: that takes more memory than all the rest of the process that asks.
     """
-    if backend not in _LIBRARIES:
+    maker = _MAKERS.get(backend)
+    if maker is None:
         return ""
-    module, pattern, provider = _LIBRARIES[backend]
-    spec = importlib.util.find_spec(module)
+    spec = importlib.util.find_spec(maker.module)
     if spec is None or spec.origin is None:
         return ""
-    libraries = sorted(Path(spec.origin).parent.glob(pattern))
-    if not libraries:
+    folder = Path(spec.origin).parent
+    libraries = sorted(folder.glob(maker.libraries)) if maker.libraries else []
+    versions = list(_versions(maker.packages))
+    if (maker.libraries and not libraries) or len(versions) < len(maker.packages):
         return ""
-    total = hashlib.sha256(provider.encode())
+    total = hashlib.sha256(maker.provider.encode())
     for library in libraries:
-        total.update(_sha256_of(library, Path(spec.origin).parent.parent))
+        total.update(_sha256_of(library, folder.parent))
+    if versions:
+        total.update(json.dumps(versions).encode())
     return total.hexdigest()
+
+
+def _versions(packages: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    """Each module that is installed, and its version."""
+    for module, distributions in packages.items():
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:
+            yield module, next(filter(None, map(_version, distributions)), "unknown")
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _sha256_of(library: Path, packages: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,15 @@ from roost.core.units import format_bytes
 from roost.runtimes.child import NO_TELEMETRY
 from roost.runtimes.memory import MALLOC_ENVIRONMENT
 from roost.runtimes.prepared.cache import Busy, CopyCache, TooLarge
+from roost.runtimes.prepared.forms import FORMS, has_copies
 from roost.runtimes.prepared.identity import can_prepare, copy_key
 from roost.runtimes.prepared.manifest import Manifest, Measured
 
 WORTH_LOAD_S = 0.020
 WORTH_PRIVATE_BYTES = 8 << 20
-TRIALS = 3
 TIMEOUT_S = 600.0
 DISK_BYTES_PER_ARTIFACT_BYTE = 2.2
 DISK_RESERVE_BYTES = 64 << 20
-_SAME_BYTES = 512 << 10
-"""What two loads of the same model differ by anyway."""
 
 
 class NoCopy(Exception):
@@ -101,8 +100,8 @@ def make_copy(cache: CopyCache, order: CopyOrder, trial: Trial | None = None) ->
     Raises:
         NotNow: If it can't be said now: another process is at it, the disk is full, the files changed, loading failed.
     """
-    if not can_prepare(order.backend):
-        raise NotNow(f"there are no prepared copies for '{order.backend}'")
+    if not can_prepare(order.backend) or not has_copies(order.backend, order.path, order.options):
+        raise NotNow(f"there are no prepared copies for '{order.backend}', or not of such models")
     key = order.key
     known = cache.look_up(key)
     if known is not None:
@@ -128,18 +127,30 @@ def _make(cache: CopyCache, order: CopyOrder, folder: Path, trial: Trial) -> Man
         plain = [trial(order, {"job": "measure", "watch": True})]
         _check_worth(plain[0])
         _check_space(cache, order)
-        entry = str(trial(order, {"job": "save", "target": str(folder)})["entry"])
+        entry = _save(order, folder, trial)
         of_copy = {"job": "measure", "path": str(folder / entry), "root": str(folder), "prepared": True}
         copy = [trial(order, {**of_copy, "watch": True})]
-        for _ in range(TRIALS - 1):
+        for _ in range(FORMS[order.backend].trials - 1):
             plain.append(trial(order, {"job": "measure"}))
             copy.append(trial(order, of_copy))
-        _compare(plain, copy)
+        _compare(plain, copy, FORMS[order.backend].same_bytes)
     except NoCopy as reason:
         for path in folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         return Manifest(order.digest, order.backend, reason=str(reason))
     return Manifest(order.digest, order.backend, "", entry, cache.records(folder), _least(plain), _least(copy))
+
+
+def _save(order: CopyOrder, folder: Path, trial: Trial) -> str:
+    """Has the copy written; returns the file of it that its runtime is given.
+
+    Raises:
+        NoCopy: If the model can't be saved in that form.
+    """
+    saved = trial(order, {"job": "save", "target": str(folder)})
+    if "refused" in saved:
+        raise NoCopy(str(saved["refused"]))
+    return str(saved["entry"])
 
 
 def _check_worth(plain: Mapping[str, Any]) -> None:
@@ -149,8 +160,13 @@ def _check_worth(plain: Mapping[str, Any]) -> None:
         raise NoCopy("it takes no made-up inputs, so answers can't be compared")
 
 
-def _compare(plain: Sequence[Mapping[str, Any]], copy: Sequence[Mapping[str, Any]]) -> None:
+def _compare(plain: Sequence[Mapping[str, Any]], copy: Sequence[Mapping[str, Any]], same_bytes: int) -> None:
     """Whether the copy may be used, and should.
+
+    Args:
+        plain: Trials of the model itself.
+        copy: Trials of the copy.
+        same_bytes: See ``Form``.
 
     Raises:
         NoCopy: If not, with the reason.
@@ -160,7 +176,7 @@ def _compare(plain: Sequence[Mapping[str, Any]], copy: Sequence[Mapping[str, Any
     if any(trial["answers"] != plain[0]["answers"] or trial["signature"] != plain[0]["signature"] for trial in copy):
         raise NoCopy("the copy's answers differ")
     without, with_copy = _least(plain), _least(copy)
-    if with_copy.ready_s > without.ready_s or with_copy.private_bytes > without.private_bytes + _SAME_BYTES:
+    if with_copy.ready_s > without.ready_s or with_copy.private_bytes > without.private_bytes + same_bytes:
         raise NoCopy("the copy is no better")
 
 
@@ -183,13 +199,16 @@ def _check_space(cache: CopyCache, order: CopyOrder) -> None:
         raise NotNow(f"there is no space for it on the disk: it may need {format_bytes(need_bytes)}")
 
 
-def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any], keep_open: int | None = None) -> Mapping[str, Any]:
+def in_fresh_process(
+    order: CopyOrder, changes: Mapping[str, Any], keep_open: int | None = None, timeout_s: float = TIMEOUT_S
+) -> Mapping[str, Any]:
     """See ``Trial``; the process is ``roost.runtimes.prepared.fresh``.
 
     Args:
         order: The model.
         changes: Fields of the job.
         keep_open: A descriptor that the process has as well, so that whoever reads its other end sees when it is gone.
+        timeout_s: After that it is ended.
     """
     job = {
         "backend": order.backend,
@@ -213,13 +232,13 @@ def in_fresh_process(order: CopyOrder, changes: Mapping[str, Any], keep_open: in
             input=data,
             stdout=subprocess.PIPE,
             env=environment,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
             pass_fds=() if keep_open is None else (keep_open,),
         )
         answer: Mapping[str, Any] = json.loads(ended.stdout)
     except subprocess.TimeoutExpired:
-        raise NotNow(f"it was not ready within {TIMEOUT_S:g} s") from None
+        raise NotNow(f"it was not ready within {timeout_s:g} s") from None
     except ValueError:  # it may have been killed for its memory
         raise NotNow(f"the process that tried it ended with exit code {ended.returncode}") from None
     if "error" in answer:

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import itertools
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
-from roost.core.errors import Cancelled, ResourceExhausted, RoostError
+from roost.core.errors import Cancelled, ResourceExhausted, RoostError, Unimplemented
 from roost.core.figures import Figures
 from roost.core.tensors import Tensor, from_array, to_array
 from roost.runtimes.memory import (
@@ -24,7 +25,15 @@ from roost.runtimes.memory import (
     trim_memory,
 )
 from roost.runtimes.preparer import limit_memory
-from roost.runtimes.protocol import LoadedModel, LoadSpec, PreparingRuntime, RunHandle
+from roost.runtimes.protocol import (
+    ImportsLate,
+    LoadedApart,
+    LoadedModel,
+    LoadSpec,
+    PreparingRuntime,
+    RunHandle,
+    Runtime,
+)
 
 WANTED_ANSWERS = 2
 ATTEMPTS = 300
@@ -81,20 +90,51 @@ def _do(job: Mapping[str, Any]) -> Mapping[str, Any]:
     if runtime is None:
         return {"error": f"the runtime '{job['backend']}' is not installed"}
     numpy.random.default_rng(0)
+    options = {str(name): str(value) for name, value in job["options"].items()}
+    spec = LoadSpec(str(job["path"]), str(job["root"]), int(job["threads"]), options, prepared=bool(job["prepared"]))
+    if isinstance(runtime, ImportsLate):
+        runtime.import_for(spec)
     trim_memory()  # what the imports have left free would be counted as the model's saving
     peak = Peak() if job["watch"] else None
     limit_memory(int(job["memory_bytes"]))
-    options = {str(name): str(value) for name, value in job["options"].items()}
-    spec = LoadSpec(str(job["path"]), str(job["root"]), int(job["threads"]), options, prepared=bool(job["prepared"]))
     if job["job"] == "save":
         return _save(runtime, spec, str(job["target"]))
+    if job["job"] == "load":
+        return _load(runtime, spec, peak or Peak())
     if job["job"] == "figures":
         return _figures(runtime, spec, job["samples"], str(job["samples_root"]), peak or Peak())
     return measure_model(runtime, spec, job["samples"], str(job["samples_root"]), peak)
 
 
 def _save(runtime: PreparingRuntime, spec: LoadSpec, target: str) -> Mapping[str, Any]:
-    return {"entry": runtime.prepare(spec, target)}
+    try:
+        return {"entry": runtime.prepare(spec, target)}
+    except Unimplemented as error:  # which another attempt would not change
+        return {"refused": error.message}
+
+
+def _load(runtime: Runtime, spec: LoadSpec, peak: Peak) -> Mapping[str, Any]:
+    """What a load takes, and what the model says of itself; it is not run."""
+    before_bytes, started_s = private_bytes(), time.monotonic()
+    model = runtime.load(spec)
+    load_s = time.monotonic() - started_s
+    peak_bytes = peak.end()
+    trim_memory()
+    own_bytes = model.own_bytes() if isinstance(model, LoadedApart) else 0
+    taken_bytes = max(0, private_bytes() - before_bytes) + own_bytes
+    model.close()
+    return {
+        "signature": model.signature.to_json(),
+        "load_s": load_s,
+        "private_bytes": taken_bytes,
+        "peak_bytes": max(taken_bytes, peak_bytes + own_bytes),
+    }
+
+
+def _cpu_s() -> float:
+    """Seconds of the processor that this process has used, and those that it has started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def measure_model(
@@ -116,9 +156,9 @@ def measure_model(
     trim_memory()  # or the model would lie in what the imports have left
     before_bytes, before_mappings = private_bytes(), mappings_of()
     # Elsewhere what counts is how long one waits; here others may have the processor most of the time.
-    started_s, started_wall_s = time.process_time(), time.monotonic()
+    started_s, started_wall_s = _cpu_s(), time.monotonic()
     model = runtime.load(spec)
-    load_s, load_wall_s = time.process_time() - started_s, time.monotonic() - started_wall_s
+    load_s, load_wall_s = _cpu_s() - started_s, time.monotonic() - started_wall_s
     load_peak_bytes = (
         peak.end() if peak is not None else 0
     )  # of the load: runs may take far more, and no load waits for that

@@ -6,19 +6,29 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from roost.core.errors import Cancelled, FailedPrecondition, Internal, InvalidArgument, RoostError, Unavailable
-from roost.core.tensors import Signature, Tensor
+from roost.core.errors import (
+    Cancelled,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    RoostError,
+    Unavailable,
+)
+from roost.core.tensors import Parameters, Signature, Tensor
 from roost.runtimes.failures import without_paths
 from roost.runtimes.memory import family_memory_of
-from roost.runtimes.protocol import Cancellation, LoadSpec, RunHandle
-from roost.runtimes.python.opening import Order
+from roost.runtimes.protocol import Calls, Cancellation, LoadSpec, RunHandle
+from roost.runtimes.python.opening import INSTANCE_KIND, Order
 from roost.runtimes.python.process import Ended, HostProcess
+from roost.runtimes.python.spawning import kill_all_left
 
 GRACE_S: Final = 30.0
 """How long a run may go on that nobody waits for any more, unless the model's parameter ``cancel_grace_s`` says."""
@@ -45,6 +55,13 @@ class PythonRuntime:
 
     def __init__(self) -> None:
         self._starter = ThreadPoolExecutor(1, "model-starter")
+        self._lock = threading.Lock()
+        self._processes: weakref.WeakSet[HostProcess] = weakref.WeakSet()
+        self._kind: dict[str, str] = {}
+
+    def use_gpu(self) -> None:
+        """Tells models that they are on a GPU, as Triton does; what they do with it is up to them."""
+        self._kind = {INSTANCE_KIND: "GPU"}
 
     def load(self, spec: LoadSpec) -> PythonModel:
         """Starts a process for the model and has it load.
@@ -56,9 +73,30 @@ class PythonRuntime:
         """
         if spec.options.get("roost.allow_code") != "true":
             raise FailedPrecondition("the model is a Python program: the server needs --allow-code for it")
-        order = Order(spec.path, spec.root, spec.options, spec.threads)
-        start = partial(HostProcess, order, python_of(order), self._starter, spec.calls, _grace_s(order))
+        order = Order(spec.path, spec.root, {**spec.options, **self._kind}, spec.threads)
+        start = partial(self._start, order, python_of(order), spec.calls, _grace_s(order))
         return PythonModel(order, start, spec.cancellation)
+
+    def end_larger_than(self, limit_bytes: int) -> None:
+        """See ``EndsProcesses``; also those that load."""
+        for process in self._living():
+            process.end_if_larger_than(limit_bytes)
+
+    def end_all(self) -> None:
+        """See ``EndsProcesses``."""
+        for process in self._living():
+            process.kill("was ended with its worker", is_expected=True)
+        kill_all_left()
+
+    def _living(self) -> list[HostProcess]:
+        with self._lock:
+            return [process for process in self._processes if not process.has_ended]
+
+    def _start(self, order: Order, python: str, calls: Calls | None, grace_s: float) -> HostProcess:
+        process = HostProcess(order, python, self._starter, calls, grace_s)
+        with self._lock:
+            self._processes.add(process)
+        return process
 
 
 class PythonModel:
@@ -74,31 +112,47 @@ class PythonModel:
         self._start = start
         self._root = order.root
         self._decoupled = bool(order.config.get("model_transaction_policy", {}).get("decoupled", False))
+        sequences = order.config.get("sequence_batching")
+        self._remembers = sequences is not None and not sequences.get("state")
         self._lock = threading.Lock()
         self._places: list[_Place] = []
         try:
-            self._places += [_Place(self._start()) for _ in range(_count(order))]
+            self._places += [_Place(self._start()) for _ in range(1 if self._remembers else _count(order))]
             self.signature = self._load([place.process for place in self._places], cancellation)
         except BaseException:
             for place in self._places:
                 place.process.kill("was ended, as its load has failed", is_expected=True)
             raise
 
+    @property
+    def processes(self) -> int:
+        """See ``HasProcesses``."""
+        return len(self._places)
+
+    def give_up(self) -> None:
+        """See ``HasProcesses``."""
+        for place in self._places:
+            place.process.kill("was ended, as its load was given up", is_expected=True)
+
     def own_bytes(self) -> int:
         """See ``LoadedApart``."""
         return sum(_private_bytes(place.process.pid) for place in self._places)
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str], run: RunHandle) -> Sequence[Tensor]:
-        """Has the process run the model that has the least to do.
+        """Has the process run the model that has the least to do; of several, the one that has waited longest.
 
         Raises:
             RoostError: What the model says, or UNAVAILABLE if its process ends meanwhile.
         """
         with self._lock:
-            place = min(self._places, key=lambda place: place.runs)
+            place = min(self._places, key=lambda place: (place.runs, place.turns))
             place.runs += 1
+            place.turns += 1
         try:
             process = self._living(place, run)
+            if self._remembers:
+                with self._lock:
+                    place.known.check(run.parameters)
             run.begin_infer()
             try:
                 answer = process.run(inputs, outputs, run, decoupled=self._decoupled)
@@ -110,7 +164,8 @@ class PythonModel:
         except Ended as end:
             if run.cancelled:
                 raise Cancelled("the run was cancelled") from None
-            raise Unavailable(f"the model's process {end}") from None
+            error = ResourceExhausted if end.is_too_large else Unavailable
+            raise error(f"the model's process {end}") from None
         finally:
             with self._lock:
                 place.runs -= 1
@@ -136,6 +191,7 @@ class PythonModel:
                     raise Unavailable(
                         f"the model's process has ended, and no other could be started: {error}"
                     ) from None
+                place.known = KnownSequences()
                 if signature != self.signature:
                     place.process.kill("was ended, as the model's files have changed")
             return place.process
@@ -156,6 +212,8 @@ class PythonModel:
             if cancellation.cancelled:
                 raise Cancelled("the load was cancelled") from None
             reason = without_paths(f"its process {end} while it was loaded", self._root)
+            if end.is_too_large:
+                raise ResourceExhausted(reason) from None
             raise (Internal(reason) if end.is_killed else InvalidArgument(reason)) from None
 
 
@@ -166,16 +224,49 @@ class _Place:
         process: The present one.
         restarts: How often it was replaced lately.
         runs: How many runs it has.
+        turns: How many it has had in all.
+        known: The sequences of requests that it was told of.
         lock: Held while it is replaced.
     """
 
-    __slots__ = ("lock", "process", "restarts", "runs")
+    __slots__ = ("known", "lock", "process", "restarts", "runs", "turns")
 
     def __init__(self, process: HostProcess) -> None:
         self.process = process
         self.restarts = Restarts()
-        self.runs = 0
+        self.known = KnownSequences()
+        self.runs = self.turns = 0
         self.lock = threading.Lock()
+
+
+class KnownSequences:
+    """The sequences whose first request a process had: the next process of a model that remembers them has none."""
+
+    MOST = 1 << 16
+    """So many, as their last requests may never come."""
+
+    def __init__(self) -> None:
+        self._ids: dict[object, None] = {}
+
+    def check(self, parameters: Parameters) -> None:
+        """Refuses what would be answered as if there had been nothing before.
+
+        Args:
+            parameters: Of the next request.
+
+        Raises:
+            Unavailable: If the process that knew the sequence has ended.
+        """
+        id_ = parameters.get("sequence_id")
+        if id_ is None:  # it is no client's
+            return
+        known = self._ids.pop(id_, self)
+        if known is self and not parameters.get("sequence_start"):
+            raise Unavailable("the model's process has ended, and with it what it knew of the sequence")
+        if not parameters.get("sequence_end"):
+            self._ids[id_] = None
+            if len(self._ids) > self.MOST:
+                del self._ids[next(iter(self._ids))]
 
 
 @dataclass(slots=True)

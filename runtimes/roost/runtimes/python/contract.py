@@ -11,6 +11,8 @@ from roost.core.errors import Internal, InvalidArgument
 from roost.core.tensors import DATATYPE_OF_CONFIG, DATATYPES, Signature, Tensor, TensorSpec, from_array
 from roost.runtimes.python.model import array_of
 
+_OF_VALUES = {"int32_false_true": "TYPE_INT32", "fp32_false_true": "TYPE_FP32", "bool_false_true": "TYPE_BOOL"}
+
 
 def signature_of_config(config: Mapping[str, Any]) -> Signature:
     """The inputs and outputs that a configuration lists, in Triton's JSON; none where it lists none.
@@ -19,10 +21,33 @@ def signature_of_config(config: Mapping[str, Any]) -> Signature:
         InvalidArgument: If one has no datatype that there is.
     """
     batch = (-1,) if int(config.get("max_batch_size", 0)) > 0 else ()
-    return Signature(
-        tuple(_spec_of_config(item, batch) for item in config.get("input", ())),
-        tuple(_spec_of_config(item, batch) for item in config.get("output", ())),
-    )
+    inputs = [_spec_of_config(item, batch) for item in config.get("input", ())]
+    outputs = [_spec_of_config(item, batch) for item in config.get("output", ())]
+    if "sequence_batching" in config:  # clients do not see what only the server gives and takes
+        inputs += _own(config["sequence_batching"], "input_name", batch) if inputs else []
+        known = {spec.name for spec in outputs}
+        own = _own(config["sequence_batching"], "output_name", batch) if outputs else []
+        outputs += [spec for spec in own if spec.name not in known]
+    return Signature(tuple(inputs), tuple(outputs))
+
+
+def _own(batching: Mapping[str, Any], side: str, batch: tuple[int, ...]) -> list[TensorSpec]:
+    """The controls and states that a model takes, or the states that it gives."""
+    controls = batching.get("control_input", ()) if side == "input_name" else ()
+    rows = [
+        {"name": item["name"], "dims": [1], "data_type": _datatype_of_control(control)}
+        for item in controls
+        for control in item.get("control", ())
+    ]
+    rows += [{**state, "name": state[side]} for state in batching.get("state", ())]
+    return [_spec_of_config(row, batch) for row in rows]
+
+
+def _datatype_of_control(control: Mapping[str, Any]) -> str:
+    for field, datatype in _OF_VALUES.items():
+        if control.get(field):
+            return datatype
+    return str(control.get("data_type", ""))
 
 
 def _spec_of_config(item: Mapping[str, Any], batch: tuple[int, ...]) -> TensorSpec:

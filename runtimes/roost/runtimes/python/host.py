@@ -32,7 +32,7 @@ from roost.core.frames import (
     parse_response,
     parse_run,
 )
-from roost.runtimes.child import die_with_parent, name_process
+from roost.runtimes.child import die_with_parent, leave_copies, name_process
 from roost.runtimes.link import Frame, Link, until_readable
 from roost.runtimes.python.job import Job
 from roost.runtimes.python.opening import Order, Served, open_model
@@ -78,9 +78,9 @@ def _serve(link: Link) -> int:
     try:
         served = open_model(order)
     except BaseException as error:
-        _leave_copies(pid)
+        leave_copies(pid)
         return _refuse(link, request, error, order)
-    _leave_copies(pid)
+    leave_copies(pid)
     host = Host(link, served, order)
     connect(host.call)
     if served.is_async:
@@ -135,7 +135,7 @@ class Host:
             _do_now(self._served.load())
         except BaseException as error:
             return self._refuse_load(pid, request, error)
-        _leave_copies(pid)
+        leave_copies(pid)
         jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._begin = jobs.put
         self._loaded(request)
@@ -156,7 +156,7 @@ class Host:
             await _done(self._served.load())
         except BaseException as error:
             return self._refuse_load(pid, request, error)
-        _leave_copies(pid)
+        leave_copies(pid)
         loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -197,7 +197,7 @@ class Host:
         return parse_response(frame.payload).outputs
 
     def _refuse_load(self, pid: int, request: int, error: BaseException) -> int:
-        _leave_copies(pid)
+        leave_copies(pid)
         return _refuse(self._link, request, error, self._order)
 
     def _loaded(self, request: int) -> None:
@@ -222,8 +222,9 @@ class Host:
         try:
             job.begin()
             await self._served.run_async(job)
-        except asyncio.CancelledError:
-            job.fail(cancelled())
+        except asyncio.CancelledError as error:
+            # Else the model has raised it, or stopped its loop.
+            job.fail(cancelled() if job.handle.cancelled else error, self._order.root)
             raise
         except BaseException as error:
             job.fail(error, self._order.root)
@@ -270,12 +271,6 @@ class Host:
 
 def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
     loop.call_soon_threadsafe(task.cancel)
-
-
-def _leave_copies(pid: int) -> None:
-    """Ends a copy of the process that the model has forked, once its code comes back there."""
-    if os.getpid() != pid:
-        os._exit(0)
 
 
 def _do_now(value: Awaitable[Any] | None) -> None:

@@ -132,8 +132,8 @@ class Job:
         with self._lock:
             if self._is_over:
                 return
+            buffers = answer()  # an answer that no frame can be made of is none: there can be another
             self._is_over = True
-            buffers = answer()
             self._ended(self.number)  # before the worker, which may send the next one at once
             self._link.send(buffers)
 

@@ -22,6 +22,7 @@ from roost.runtimes.python.trouble import load_error
 
 TRITON_CLASS = "TritonPythonModel"
 PREFIX = "roost."  # of options that are no parameters of the configuration
+INSTANCE_KIND = "roost.instance_kind"
 
 
 class Served(Protocol):

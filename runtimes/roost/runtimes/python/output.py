@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from roost.runtimes.python.saying import LEVELS, MARK
@@ -21,16 +22,17 @@ class Lines:
     says so as soon as there is room for it.
 
     Args:
-        model: The model, which each line names.
-        version: Its version.
+        fields: What each line carries, such as the model.
+        who: Who prints, for what is said about that.
         log: Where they go.
 
     Attributes:
         last: The last line that was not empty.
     """
 
-    def __init__(self, model: str, version: str, log: logging.Logger = _log) -> None:
-        self._fields = {"model": model, "version": version}
+    def __init__(self, fields: Mapping[str, str | int], who: str = "the model", log: logging.Logger = _log) -> None:
+        self._fields = fields
+        self._who = who
         self._log = log
         self._rest = b""
         self._room = float(BURST_LINES)
@@ -94,4 +96,4 @@ class Lines:
         if self._left_out and self._room >= 1:
             self._room -= 1
             left_out, self._left_out = self._left_out, 0
-            self._log.warning("the model prints too much: %d lines were left out", left_out, extra=self._fields)
+            self._log.warning("%s prints too much: %d lines were left out", self._who, left_out, extra=self._fields)

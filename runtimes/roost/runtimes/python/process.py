@@ -34,12 +34,14 @@ from roost.core.frames import (
     run_frame,
 )
 from roost.core.tensors import Buffer, Signature, Tensor
+from roost.core.units import format_bytes
 from roost.runtimes.link import Frame, Link, PayloadTooLarge, until_readable
+from roost.runtimes.memory import family_memory_of
 from roost.runtimes.protocol import Calls, RunHandle
 from roost.runtimes.python.asking import Asking, Gone
 from roost.runtimes.python.opening import Order
 from roost.runtimes.python.output import Lines
-from roost.runtimes.python.spawning import cause_of, kill_group, spawn
+from roost.runtimes.python.spawning import cause_of, kill_group, kill_left, new_mark, spawn
 
 UNLOAD_S: Final = 5.0
 """So long a model has for its ``unload`` or ``finalize``."""
@@ -47,6 +49,7 @@ UNLOAD_S: Final = 5.0
 STREAM_CREDIT: Final = Credit(8, 4 << 20)
 _LAST_BREATH_S = 1.0  # from the end of the link to that of the process
 _READ_BYTES = 1 << 16
+_LAST_BYTES = 1 << 20  # that it has printed before its end: no pipe holds more, and others may go on printing
 _POLL_S = 60.0
 _TELL_S = 1.0  # after a flood of lines
 
@@ -57,11 +60,13 @@ class Ended(Gone):
     Args:
         cause: How, as the end of a sentence.
         is_killed: Whether it was killed from outside, as the kernel does when memory runs out.
+        is_too_large: Whether it was ended as it took too much memory.
     """
 
-    def __init__(self, cause: str, *, is_killed: bool = False) -> None:
+    def __init__(self, cause: str, *, is_killed: bool = False, is_too_large: bool = False) -> None:
         super().__init__(cause)
         self.is_killed = is_killed
+        self.is_too_large = is_too_large
 
 
 Answer: TypeAlias = Frame | Ended | None
@@ -92,8 +97,10 @@ class HostProcess:
         self._end_by: dict[int, float] = {}  # runs that nobody waits for, and until when they may go on
         self._ended: Ended | None = None
         self._kill_cause = ""
-        self._is_expected = False
-        self.lines = Lines(order.name, order.version)
+        self._mark = new_mark()
+        self._has_read = threading.Event()  # all that it has said
+        self._is_expected = self._is_too_large = False
+        self.lines = Lines({"model": order.name, "version": order.version})
         with contextlib.ExitStack() as stack:
             try:
                 self._begin(stack, python, starter)
@@ -174,6 +181,17 @@ class HostProcess:
             if self._process.returncode is None:
                 kill_group(self._process.pid)
 
+    def end_if_larger_than(self, limit_bytes: int) -> None:
+        """Ends it if it takes more private memory than that, together with what it has started."""
+        try:
+            taken_bytes = family_memory_of(self.pid).private_bytes
+        except OSError:  # it has ended
+            return
+        if taken_bytes > limit_bytes and not self.has_ended:
+            self._is_too_large = True
+            taken, limit = format_bytes(taken_bytes), format_bytes(limit_bytes)
+            self.kill(f"was ended, as it took {taken}, more than the {limit} that the memory budget has for all models")
+
     def _begin(self, stack: contextlib.ExitStack, python: str, starter: Executor) -> None:
         ours, theirs = socket.socketpair()
         stack.callback(ours.close)
@@ -181,7 +199,8 @@ class HostProcess:
         stack.callback(os.close, printed)
         try:
             link, threads = theirs.fileno(), self._order.threads
-            self._process = starter.submit(spawn, python, link, printing, threads, os.getpid()).result()
+            order = (python, link, printing, threads, os.getpid(), self._mark)
+            self._process = starter.submit(spawn, *order).result()
         finally:
             theirs.close()
             os.close(printing)
@@ -256,6 +275,7 @@ class HostProcess:
             cause = "has sent what can't be read"
         except (OSError, Gone):
             pass
+        self._has_read.set()
         self._watcher.join(_LAST_BREATH_S)
         if not self.has_ended:
             self.kill(cause)  # nothing can be got from it any more
@@ -311,13 +331,18 @@ class HostProcess:
         kill_group(self._process.pid)
         with self._lock:
             code = self._process.wait()
+        kill_left(self._mark)
         os.set_blocking(printed, False)
+        left_bytes = _LAST_BYTES
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(printed, _READ_BYTES):
+            while left_bytes > 0 and (data := os.read(printed, _READ_BYTES)):
+                left_bytes -= len(data)
                 self.lines.feed(data, time.monotonic())
         self.lines.end()
+        self._has_read.wait(_LAST_BREATH_S)  # what it has said last may be why it has ended
         with self._lock:
-            self._ended = Ended(self._kill_cause or cause_of(code, self.lines.last), is_killed=code == -signal.SIGKILL)
+            cause = self._kill_cause or cause_of(code, self.lines.last)
+            self._ended = Ended(cause, is_killed=code == -signal.SIGKILL, is_too_large=self._is_too_large)
             waiting = list(self._answers.values())
             os.close(self._wake)
         if not self._is_expected:
@@ -330,8 +355,9 @@ class HostProcess:
 
     def _another_end(self) -> Ended:
         """One for each who raises it."""
-        assert self._ended is not None
-        return Ended(str(self._ended), is_killed=self._ended.is_killed)
+        ended = self._ended
+        assert ended is not None
+        return Ended(str(ended), is_killed=ended.is_killed, is_too_large=ended.is_too_large)
 
 
 def _only_frame(answer: Answer) -> Frame:

@@ -5,6 +5,7 @@ The worker reads them (``output``); whatever else is printed there is a line of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -28,8 +29,9 @@ def say(level: str, text: str) -> None:
     head = MARK + level.encode()
     lines = [head + line.encode("utf-8", "backslashreplace") for line in text.splitlines() or [""]]
     left = memoryview(b"\n".join(lines) + b"\n")
-    while left:
-        left = left[os.write(_STDERR, left) :]
+    with contextlib.suppress(OSError):  # the model has closed it: its errors are answered all the same
+        while left:
+            left = left[os.write(_STDERR, left) :]
 
 
 class SayingHandler(logging.Handler):

@@ -12,7 +12,7 @@ from roost.core.tensors import Tensor as WireTensor
 from roost.runtimes.python import triton_utils as pb_utils
 from roost.runtimes.python.contract import Answers, signature_of_config
 from roost.runtimes.python.job import Job
-from roost.runtimes.python.opening import TRITON_CLASS, Order
+from roost.runtimes.python.opening import INSTANCE_KIND, TRITON_CLASS, Order
 from roost.runtimes.python.triton_calls import DEADLINE_NS
 from roost.runtimes.python.trouble import load_error
 
@@ -26,6 +26,9 @@ _CODES = {
     pb_utils.TritonError.ALREADY_EXISTS: Code.ALREADY_EXISTS,
     pb_utils.TritonError.CANCELLED: Code.CANCELLED,
 }
+_CONSUMED = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+"""Parameters that models find in other places of a request, as in Triton."""
+
 _NO_ANSWER = "execute has answered a request neither with a response nor through its response sender"
 
 
@@ -64,7 +67,7 @@ class TritonModel:
         initialize(
             {
                 "model_config": json.dumps(self._config),
-                "model_instance_kind": "CPU",
+                "model_instance_kind": order.options.get(INSTANCE_KIND, "CPU"),
                 "model_instance_name": f"{order.name}_0_0",
                 "model_instance_device_id": "0",
                 "model_repository": order.model_folder,
@@ -106,7 +109,7 @@ class TritonModel:
             model_name=self._order.name,
             model_version=int(self._order.version) if self._order.version.isdigit() else -1,
             flags=flags,
-            parameters=parameters,
+            parameters={name: value for name, value in parameters.items() if name not in _CONSUMED},
         )
         request._sender = Sender(job, self._answers)
         return request

@@ -331,5 +331,9 @@ class InferenceRequest:
         return await loop.run_in_executor(None, context.run, self.exec, decoupled)
 
     def _own_parameters(self) -> dict[str, Any]:
-        sequence = {"sequence_id": self._correlation_id} if self._correlation_id else {}
+        if not self._correlation_id:
+            return self._parameters
+        start = bool(self._flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
+        end = bool(self._flags & TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
+        sequence = {"sequence_id": self._correlation_id, "sequence_start": start, "sequence_end": end}
         return {**self._parameters, **sequence}

@@ -8,8 +8,6 @@ from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExha
 from roost.runtimes.failures import without_paths
 from roost.runtimes.python.saying import say
 
-_EXITS = (SystemExit, KeyboardInterrupt)
-
 
 def load_error(error: BaseException, root: str, what: str) -> RoostError:
     """The error that a load ends with.
@@ -27,7 +25,8 @@ def load_error(error: BaseException, root: str, what: str) -> RoostError:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return InvalidArgument(f"{what}: the module '{error.name}' is not installed in the model's environment")
     if isinstance(error, SyntaxError):
-        return InvalidArgument(f"{what}, line {error.lineno}: {error.msg}")
+        place = f", line {error.lineno}" if error.lineno else ""
+        return InvalidArgument(f"{what}{place}: {error.msg}")
     return InvalidArgument(f"{what}: {_text(error, root)}")
 
 
@@ -47,7 +46,7 @@ def cancelled() -> Cancelled:
 
 
 def _text(error: BaseException, root: str) -> str:
-    if isinstance(error, _EXITS):
+    if isinstance(error, SystemExit):
         return "it called sys.exit"
     name = type(error).__name__
     try:

@@ -42,6 +42,9 @@ class Archive(Protocol):
     def get_record(self, name: str) -> bytes:
         """What an entry holds."""
 
+    def get_record_size(self, name: str) -> int:
+        """How many bytes that is."""
+
 
 def kind_of(archive: Archive) -> Kind:
     """Says what an archive is.

@@ -25,7 +25,7 @@ def load_compiled(path: str) -> Program:
     def call(values: Mapping[int, Any]) -> Any:
         return model(*(values[position] for position in range(count)))
 
-    return Program(call, arguments)
+    return Program(call, arguments, device=torch.device(model.loader.get_metadata().get("AOTI_DEVICE_KEY", "cpu")))
 
 
 def _leaves(structure: Mapping[str, Any]) -> int:

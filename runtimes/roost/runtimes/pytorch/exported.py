@@ -13,11 +13,13 @@ import torch
 from roost.core.errors import FailedPrecondition, InvalidArgument
 from roost.core.tensors import TensorSpec
 from roost.runtimes.pytorch.archives import Archive
+from roost.runtimes.pytorch.devices import CPU
 from roost.runtimes.pytorch.naming import Argument, Form
 from roost.runtimes.pytorch.program import Program
 from roost.runtimes.pytorch.sizes import Sizes
 from roost.runtimes.pytorch.values import DATATYPE_OF
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive._package import load_pt2
 from torch.fx.graph import CodeGen
 
@@ -40,7 +42,7 @@ def check_samples(archive: Archive) -> None:
                 ) from None
 
 
-def load_export(path: str) -> Program:
+def load_export(path: str, device: torch.device = CPU) -> Program:
     """Loads an exported program in the format of today.
 
     Raises:
@@ -51,20 +53,22 @@ def load_export(path: str) -> Program:
     programs = load_pt2(path).exported_programs
     if not programs:
         raise InvalidArgument("the archive has no program")
-    return _program(programs.get("model") or next(iter(programs.values())))
+    return _program(programs.get("model") or next(iter(programs.values())), device)
 
 
-def load_old_export(path: str) -> Program:
+def load_old_export(path: str, device: torch.device = CPU) -> Program:
     """Loads an exported program in the format of old, which may run any code.
 
     Raises:
         RuntimeError: See ``load_export``.
         InvalidArgument: Likewise.
     """
-    return _program(torch.export.load(path))
+    return _program(torch.export.load(path), device)
 
 
-def _program(exported: torch.export.ExportedProgram) -> Program:
+def _program(exported: torch.export.ExportedProgram, device: torch.device) -> Program:
+    if device != CPU:  # where it was exported is written into its graph
+        exported = move_to_device_pass(exported, device)
     # The checks of guards are Python code out of the archive.
     module = exported.module(check_guards=False)
     # However its values are nested outside, the graph takes and gives them one by one: so can whoever calls it.
@@ -92,7 +96,7 @@ def _program(exported: torch.export.ExportedProgram) -> Program:
     exported.constants.clear()
     exported.example_inputs = None
     _settle()
-    return Program(call, arguments, results, keeps_state=keeps_state, release=lambda: _release(module))
+    return Program(call, arguments, results, keeps_state=keeps_state, release=lambda: _release(module), device=device)
 
 
 def _release(module: torch.nn.Module) -> None:

@@ -7,7 +7,8 @@ import re
 
 import torch
 from roost.core.errors import Internal, InvalidArgument, ResourceExhausted, RoostError
-from roost.runtimes.failures import without_paths, without_source
+from roost.runtimes.failures import shortened, without_paths, without_source
+from torch._export.verifier import SpecViolationError
 
 TORCH_ERRORS = (
     ArithmeticError,
@@ -20,6 +21,7 @@ TORCH_ERRORS = (
     ValueError,
     pickle.UnpicklingError,
     torch.jit.Error,
+    SpecViolationError,
 )
 """What PyTorch raises; its errors have no class of their own."""
 
@@ -65,7 +67,7 @@ def run_error(error: Exception, root: str, *, is_dynamic: bool) -> RoostError:
 
 def _reason_of(error: Exception) -> tuple[str, bool]:
     """What PyTorch says, without the places in sources, and whether the model itself has raised it."""
-    text = _STACK.split(str(error), maxsplit=1)[0].strip() or type(error).__name__
+    text = shortened(_STACK.split(str(error), maxsplit=1)[0].strip()) or type(error).__name__
     last = text.rsplit("\n", 1)[-1]
     if "TorchScript" in text and (raised := _RAISED.match(last)):
         return raised["reason"] or last, True

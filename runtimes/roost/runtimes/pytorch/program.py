@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from roost.core.tensors import TensorSpec
+from roost.runtimes.pytorch.devices import CPU
 from roost.runtimes.pytorch.naming import Argument
 
 
@@ -25,6 +27,7 @@ class Program:
         has_keys: Whether its results come as a dict; those that it says what they are come one by one.
         keeps_state: Whether a run leaves something to the next one; then they must not overlap.
         release: Lets go of its weights, where references to it that go in circles would keep them.
+        device: Where it wants its inputs.
     """
 
     call: Callable[[Mapping[int, Any]], Any]
@@ -33,3 +36,4 @@ class Program:
     has_keys: bool = False
     keeps_state: bool = False
     release: Callable[[], None] = _nothing
+    device: torch.device = CPU

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from roost.core.errors import InvalidArgument
+from roost.runtimes.pytorch.devices import CPU
 from roost.runtimes.pytorch.naming import Argument, Form
 from roost.runtimes.pytorch.program import Program
 
@@ -22,8 +23,8 @@ _FORMS: Mapping[str, Form] = {
 _TENSOR = "Tensor"
 
 
-def load_script(path: str) -> Program:
-    """Loads TorchScript for inference.
+def load_script(path: str, device: torch.device = CPU) -> Program:
+    """Loads TorchScript for inference, wherever it was saved.
 
     Raises:
         RuntimeError: If it is broken, or has operators that there are not.
@@ -31,7 +32,7 @@ def load_script(path: str) -> Program:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # told to whoever exports models, not to who serves them
-        module = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
         changed, keeps_state = _effects(module)
     # The method alone keeps the program alive, without the Python objects around it, which are cycles.
     method = module.forward
@@ -46,7 +47,7 @@ def load_script(path: str) -> Program:
         return method(**{names[position]: value for position, value in values.items()})
 
     has_keys = schema.returns[0].type.kind() == "DictType"
-    return Program(call, arguments, has_keys=has_keys, keeps_state=keeps_state)
+    return Program(call, arguments, has_keys=has_keys, keeps_state=keeps_state, device=device)
 
 
 def _form(argument: Any) -> Form:

@@ -88,8 +88,9 @@ class Sizes:
             return _Size(position, axis, name, expression=expression)
         low, high = 0, None
         if expression in ranges:
-            low = int(ranges[expression].lower)
-            high = int(ranges[expression].upper) if ranges[expression].upper.is_finite else None
+            # What has no limit is a number here that says of itself that it is finite.
+            low = int(ranges[expression].lower) if ranges[expression].lower.is_Integer else 0
+            high = int(ranges[expression].upper) if ranges[expression].upper.is_Integer else None
         first = self._symbols.setdefault(expression, (position, axis))
         return _Size(position, axis, name, low, high, first if first != (position, axis) else None)
 

@@ -1,4 +1,4 @@
-"""TensorFlow: SavedModels on the CPU, one session per instance, loaded and run through the C interface."""
+"""TensorFlow: SavedModels, one session per instance, loaded and run through the C interface."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError
+from roost.core.errors import Cancelled, Internal, InvalidArgument, ResourceExhausted, RoostError, Unimplemented
 from roost.core.names import shorten
 from roost.core.tensors import Signature, Tensor, TensorSpec
-from roost.runtimes.failures import without_paths
-from roost.runtimes.protocol import LoadSpec, RunHandle
+from roost.runtimes.failures import shortened, without_paths
+from roost.runtimes.prepared.forms import KERAS_SUFFIX
+from roost.runtimes.protocol import LoadSpec, NoGpu, RunHandle
 from roost.runtimes.tensorflow.keras_export import export_keras
 from roost.runtimes.tensorflow.library import Library, Session, TfError, TfOutput
 from roost.runtimes.tensorflow.operations import unsafe_operations
-from roost.runtimes.tensorflow.saved_model import SignatureDef, TensorInfo, read_meta_graph
+from roost.runtimes.tensorflow.saved_model import SAVED_MODEL_FILE, SignatureDef, TensorInfo, read_meta_graph
 from roost.runtimes.tensorflow.values import DATATYPES, OTHER_DATATYPES, Values
 
 SIGNATURE_OPTION = "TF_SIGNATURE_DEF"
@@ -53,6 +54,21 @@ class TensorflowRuntime:
     def __init__(self) -> None:
         self._library = Library()
         self._values = Values(self._library)
+        self._on_gpu = False
+
+    def use_gpu(self) -> None:
+        """See ``GpuRuntime``.
+
+        Raises:
+            NoGpu: If TensorFlow has none.
+        """
+        try:
+            devices = self._library.devices()
+        except TfError as error:
+            raise NoGpu(_reason(error, "")) from None
+        if "GPU" not in devices:
+            raise NoGpu("TensorFlow finds none: is this its build for GPUs, and are the libraries of CUDA there?")
+        self._on_gpu = True
 
     def load(self, spec: LoadSpec) -> TensorflowModel:
         """Creates a session from the model's folder. It can't be interrupted; a ``.keras`` file's export can.
@@ -64,18 +80,28 @@ class TensorflowRuntime:
             Cancelled: If the load was cancelled.
             Internal: If it fails for another reason.
         """
-        if not spec.path.endswith(".keras"):
+        if not spec.path.endswith(KERAS_SUFFIX):
             return self._load(spec.path if os.path.isdir(spec.path) else os.path.dirname(spec.path), spec)
-        if spec.options.get(_ALLOW_CODE) != "true":
-            raise InvalidArgument(f"a .keras file is made to run code when it is read: {_NEEDS_CODE}")
         with tempfile.TemporaryDirectory(prefix="roost-keras-") as folder:
-            export_keras(spec.path, folder, spec.cancellation)
+            _export(spec, folder)
             return self._load(folder, spec)
+
+    def prepare(self, spec: LoadSpec, folder: str) -> str:
+        """Exports a ``.keras`` file, as each of its loads does.
+
+        Raises:
+            Unimplemented: If it is a SavedModel, of which no form loads faster.
+            InvalidArgument: If it can't be exported, or may not be, since that runs its code.
+        """
+        if not spec.path.endswith(KERAS_SUFFIX):
+            raise Unimplemented("a SavedModel is loaded as it is")
+        _export(spec, folder)
+        return SAVED_MODEL_FILE
 
     def _load(self, folder: str, spec: LoadSpec) -> TensorflowModel:
         meta_graph = read_meta_graph(folder, spec.options.get(TAG_OPTION, ""))
         signature = meta_graph.signature(spec.options.get(SIGNATURE_OPTION, ""))
-        interface = _interface(signature, spec.options)
+        interface = interface_of(signature, spec.options)
         if spec.options.get(_ALLOW_CODE) != "true":
             unsafe = unsafe_operations(meta_graph, signature)
             if unsafe:
@@ -85,7 +111,7 @@ class TensorflowRuntime:
         if spec.cancellation.cancelled:
             raise Cancelled("the load was cancelled")
         try:
-            session = self._library.load(folder, sorted(meta_graph.tags), spec.threads)
+            session = self._library.load(folder, sorted(meta_graph.tags), spec.threads, on_gpu=self._on_gpu)
         except TfError as error:
             raise _load_error(error, spec.root) from None
         try:
@@ -93,6 +119,12 @@ class TensorflowRuntime:
         except KeyError as error:
             session.close()
             raise InvalidArgument(f"the signature names a tensor that the graph does not have: {error}") from None
+
+
+def _export(spec: LoadSpec, folder: str) -> None:
+    if spec.options.get(_ALLOW_CODE) != "true":
+        raise InvalidArgument(f"a .keras file is made to run code when it is read: {_NEEDS_CODE}")
+    export_keras(spec.path, folder, spec.cancellation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +236,7 @@ def _outputs_of(session: Session, infos: Sequence[TensorInfo]) -> Any:
     return (TfOutput * len(infos))(*(session.output(info.tensor) for info in infos))
 
 
-def _interface(signature: SignatureDef, options: Mapping[str, str]) -> Signature:
+def interface_of(signature: SignatureDef, options: Mapping[str, str]) -> Signature:
     """What clients see of a signature, by name: their order in the file is by chance.
 
     Raises:
@@ -245,5 +277,5 @@ def _load_error(error: TfError, root: str) -> RoostError:
 
 def _reason(error: TfError, root: str) -> str:
     """What TensorFlow says, without the names of functions that it has made up itself, and without paths."""
-    text = _NODE.sub(r"\1", _FUNCTION_NODE.sub("", _BINARY.sub("", str(error))))
+    text = _NODE.sub(r"\1", _FUNCTION_NODE.sub("", _BINARY.sub("", shortened(str(error)))))
     return without_paths(text, root) or f"TensorFlow gives no reason (code {error.code})"

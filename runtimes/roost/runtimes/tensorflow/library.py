@@ -65,6 +65,7 @@ _LONG: dict[str, tuple[Any, Sequence[Any]]] = {
             *(c_void_p, c_int, c_void_p, c_void_p),
         ),
     ),
+    "TF_NewSession": (c_void_p, (c_void_p, c_void_p, c_void_p)),
     "TF_CloseSession": (None, (c_void_p, c_void_p)),
     "TF_DeleteSession": (None, (c_void_p, c_void_p)),
     "TF_DeleteGraph": (None, (c_void_p,)),
@@ -79,6 +80,10 @@ _SHORT: dict[str, tuple[Any, Sequence[Any]]] = {
     "TF_DeleteSessionOptions": (None, (c_void_p,)),
     "TF_SetConfig": (None, (c_void_p, c_char_p, c_size_t, c_void_p)),
     "TF_NewGraph": (c_void_p, ()),
+    "TF_SessionListDevices": (c_void_p, (c_void_p, c_void_p)),
+    "TF_DeviceListCount": (c_int, (c_void_p,)),
+    "TF_DeviceListType": (c_char_p, (c_void_p, c_int, c_void_p)),
+    "TF_DeleteDeviceList": (None, (c_void_p,)),
     "TF_GraphOperationByName": (c_void_p, (c_void_p, c_char_p)),
     "TF_AllocateTensor": (c_void_p, (c_int, POINTER(c_int64), c_int, c_size_t)),
     "TF_NewTensor": (c_void_p, (c_int, POINTER(c_int64), c_int, c_void_p, c_size_t, Deallocator, c_void_p)),
@@ -121,23 +126,22 @@ class Library:
         except (OSError, AttributeError) as error:
             raise ImportError(f"TensorFlow's library can't be used: {error}") from None
 
-    def load(self, folder: str, tags: Sequence[str], threads: int) -> Session:
+    def load(self, folder: str, tags: Sequence[str], threads: int, *, on_gpu: bool = False) -> Session:
         """Loads a SavedModel.
 
         Args:
             folder: Its folder.
             tags: All tags of its graph.
             threads: How many threads an operator may use; the first call decides that for the process.
+            on_gpu: Whether operators run on the GPU that can.
 
         Raises:
             TfError: If it can't be loaded.
         """
         call = self.call
-        options, graph = call.TF_NewSessionOptions(), call.TF_NewGraph()
+        options, graph = self._options(session_config(threads, on_gpu=on_gpu)), call.TF_NewGraph()
         names = (c_char_p * len(tags))(*(tag.encode() for tag in tags))
-        config = session_config(threads)
         try:
-            self.checked(call.TF_SetConfig, options, config, len(config))
             session = self.checked(
                 call.TF_LoadSessionFromSavedModel, options, None, os.fsencode(folder), names, len(tags), graph, None
             )
@@ -147,6 +151,35 @@ class Library:
         finally:
             call.TF_DeleteSessionOptions(options)
         return Session(self, session, graph)
+
+    def devices(self) -> list[str]:
+        """The types of the devices that sessions may use, such as ``CPU`` and ``GPU``; they are ready to be used then.
+
+        Raises:
+            TfError: If one of them can't be.
+        """
+        call = self.call
+        options, graph = self._options(session_config(1, on_gpu=True)), call.TF_NewGraph()
+        try:
+            session = Session(self, self.checked(call.TF_NewSession, graph, options), graph)
+        except BaseException:
+            call.TF_DeleteGraph(graph)
+            raise
+        finally:
+            call.TF_DeleteSessionOptions(options)
+        try:
+            return session.devices()
+        finally:
+            session.close()
+
+    def _options(self, config: bytes) -> int:
+        options: int = self.call.TF_NewSessionOptions()
+        try:
+            self.checked(self.call.TF_SetConfig, options, config, len(config))
+        except BaseException:
+            self.call.TF_DeleteSessionOptions(options)
+            raise
+        return options
 
     def checked(self, function: Any, *arguments: Any) -> Any:
         """Calls a function whose last argument is a status, and raises what that says."""
@@ -218,6 +251,20 @@ class Session:
         )
         return results
 
+    def devices(self) -> list[str]:
+        """The types of its devices.
+
+        Raises:
+            TfError: If they can't be listed.
+        """
+        library, call = self._library, self._library.call
+        devices = library.checked(call.TF_SessionListDevices, self._session)
+        try:
+            count = call.TF_DeviceListCount(devices)
+            return [library.checked(call.TF_DeviceListType, devices, index).decode() for index in range(count)]
+        finally:
+            call.TF_DeleteDeviceList(devices)
+
     def close(self) -> None:
         """Lets go of variables, graph and what runs have left; nothing runs any more."""
         call = self._library.call
@@ -228,16 +275,17 @@ class Session:
         call.TF_DeleteStatus(status)
 
 
-def session_config(threads: int) -> bytes:
-    """A message ``ConfigProto``: no GPU, so many threads for an operator, operators one after the other.
+def session_config(threads: int, *, on_gpu: bool = False) -> bytes:
+    """A message ``ConfigProto``: so many threads for an operator, operators one after the other.
 
-    Nodes that were put on a device that is not there run where they can.
+    There is no GPU, or one whose memory is taken as it is needed, not all of it at once. Nodes that were put on a
+    device that is not there run where they can.
     """
-    no_gpu = b"\x0a\x07\x0a\x03GPU\x10\x00"
+    gpu = b"\x32\x02\x20\x01" if on_gpu else b"\x0a\x07\x0a\x03GPU\x10\x00"
     intra_op = b"\x10" + bytes([min(threads, 127)])
     in_calling_thread = b"\x28" + b"\xff" * 9 + b"\x01"
     soft_placement = b"\x38\x01"
-    return no_gpu + intra_op + in_calling_thread + soft_placement
+    return gpu + intra_op + in_calling_thread + soft_placement
 
 
 @contextlib.contextmanager

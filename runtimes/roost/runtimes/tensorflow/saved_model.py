@@ -13,7 +13,9 @@ from roost.runtimes.tensorflow.wire import entries, fields, joined, last_text, p
 DEFAULT_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
 
-_FILE = "saved_model.pb"
+SAVED_MODEL_FILE = "saved_model.pb"
+
+_MAX_BYTES = 2 << 30
 _CHUNKED_FILE = "saved_model.cpb"
 _TEXT_FILE = "saved_model.pbtxt"
 _INIT_SIGNATURE = "__saved_model_init_op"
@@ -91,13 +93,16 @@ def read_meta_graph(folder: str, tag: str) -> MetaGraph:
         InvalidArgument: If there is no such graph, or the file can't be read.
     """
     if (Path(folder) / _CHUNKED_FILE).exists():  # TensorFlow would load this one, whatever lies beside it
-        raise InvalidArgument(f"the SavedModel is split into chunks, which can't be looked at: save it as {_FILE}")
+        raise InvalidArgument("the SavedModel is split into chunks, which can't be looked at: save it in one file")
+    path = Path(folder) / SAVED_MODEL_FILE
     try:
-        data = memoryview((Path(folder) / _FILE).read_bytes())
+        if path.stat().st_size > _MAX_BYTES:
+            raise InvalidArgument(f"{SAVED_MODEL_FILE} is larger than 2 GiB, which TensorFlow does not read")
+        data = memoryview(path.read_bytes())
     except OSError as error:
         if (Path(folder) / _TEXT_FILE).exists():
-            raise InvalidArgument(f"the SavedModel is in text form: save it as {_FILE}") from None
-        raise InvalidArgument(f"{_FILE} can't be read: {error.strerror}") from None
+            raise InvalidArgument(f"the SavedModel is in text form: save it as {SAVED_MODEL_FILE}") from None
+        raise InvalidArgument(f"{SAVED_MODEL_FILE} can't be read: {error.strerror}") from None
     return find_meta_graph(data, tag or DEFAULT_TAG)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from roost.core.errors import RoostError
+from roost.router.graphs import Graph
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.offload import Offload
 from roost.server.openapi import add_openapi_route
@@ -16,6 +17,7 @@ from roost.server.rest.documents import MAX_DOCUMENT_BYTES, DocumentReader
 from roost.server.rest.errors import ClientGone, Refusal, error_response, response_of
 from roost.server.rest.exchange import Exchange
 from roost.server.rest.generate import GenerateHandler
+from roost.server.rest.graphs import GraphHandlers, add_graph_routes
 from roost.server.rest.handlers import MetadataHandlers
 from roost.server.rest.infer import InferHandler
 from roost.server.rest.lean import LEAN_PATH, LeanPath
@@ -33,10 +35,14 @@ from roost.server.transport_options import TransportOptions
 __all__ = ["RestLimits", "RestRunner", "build_rest_app", "lean_requests"]
 
 _NO_OPTIONS = TransportOptions()
+_NO_GRAPHS: Mapping[str, Graph] = {}
 
 
 def build_rest_app(
-    data_plane: DataPlane, limits: RestLimits, options: TransportOptions = _NO_OPTIONS
+    data_plane: DataPlane,
+    limits: RestLimits,
+    options: TransportOptions = _NO_OPTIONS,
+    graphs: Mapping[str, Graph] = _NO_GRAPHS,
 ) -> web.Application:
     """Makes the application; ``RestRunner`` serves it."""
     app = web.Application(middlewares=[_boundary(limits.write_timeout_s, options.compat_triton)])
@@ -48,6 +54,7 @@ def build_rest_app(
     if "inference" not in options.restrictions.rules:
         app[LEAN_PATH] = LeanPath(data_plane, limits, options)
     add_v1_routes(routes, V1Handlers(exchange))
+    add_graph_routes(routes, GraphHandlers(exchange, graphs))
     _add_metadata(routes, MetadataHandlers(data_plane))
     _add_statistics(routes, StatisticsHandlers(data_plane, offload, limits.write_timeout_s))
     small = min(limits.max_body_bytes, MAX_DOCUMENT_BYTES)

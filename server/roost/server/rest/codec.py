@@ -71,7 +71,18 @@ def decode_infer(
         header_length = len(body)
     elif header_length > len(body):
         raise InvalidArgument(f"{HEADER_LENGTH} should be in range 0 to {len(body)}, got {header_length}")
-    document = parse_json(body[:header_length])
+    return infer_of(parse_json(body[:header_length]), body, header_length, model_name, model_version, context)
+
+
+def infer_of(
+    document: object,
+    body: memoryview,
+    header_length: int,
+    model_name: str,
+    model_version: str,
+    context: RequestContext,
+) -> RestInferRequest:
+    """The same for a body whose JSON is parsed already."""
     if type(document) is not dict:
         raise MalformedRequest(f"unable to parse the request JSON: expected an object, got {kind(document)}")
     check_unknown(document, _REQUEST_KEYS, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from multidict import istr
 from roost.core.errors import DeadlineExceeded
 from roost.core.metadata import ModelMetadata
 from roost.core.requests import InferRequest, RequestContext
-from roost.core.tensors import Buffer
+from roost.core.tensors import NO_PARAMETERS, Buffer, Parameters
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import forwarded, in_any_case
 from roost.server.offload import Offload
@@ -77,11 +78,7 @@ class Exchange:
             DeadlineExceeded: If that takes longer than the request may take.
             RoostError: What ``DataPlane.model_metadata`` raises.
         """
-        try:
-            async with asyncio.timeout(context.deadline - time.monotonic()):
-                return await self.data_plane.model_metadata(name, version)
-        except TimeoutError:
-            raise DeadlineExceeded("Request timeout expired while its model was loading") from None
+        return await metadata_in_time(self.data_plane, name, version, context)
 
     async def decode(self, body: Body, json_bytes: int, function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Calls a decoder; see ``BodyReader.decode``."""
@@ -90,9 +87,15 @@ class Exchange:
     def forward_headers(self, http_request: web.Request, request: InferRequest) -> None:
         """Adds headers to the request's parameters; clients can't override them in the body."""
         if self._forwarded_names is not None:
-            headers = forwarded(self._forwarded_names, http_request.headers.items())
+            headers = self.forwarded(http_request)
             if headers:
                 request.parameters = {**request.parameters, **headers}
+
+    def forwarded(self, http_request: web.Request) -> Parameters:
+        """The headers that models get, as parameters."""
+        if self._forwarded_names is None:
+            return NO_PARAMETERS
+        return forwarded(self._forwarded_names, http_request.headers.items())
 
     async def send(
         self, http_request: web.Request, headers: dict[str, str], buffers: list[Buffer]
@@ -104,3 +107,12 @@ class Exchange:
             headers["Content-Encoding"] = coding
             buffers = await compression.compress(buffers, coding, self.offload)
         return await delivery.send(http_request, headers, buffers, self.write_timeout_s)
+
+
+async def metadata_in_time(data_plane: DataPlane, name: str, version: str, context: RequestContext) -> ModelMetadata:
+    """See ``Exchange.metadata``."""
+    try:
+        async with asyncio.timeout(context.deadline - time.monotonic() if context.deadline < math.inf else None):
+            return await data_plane.model_metadata(name, version)
+    except TimeoutError:
+        raise DeadlineExceeded("Request timeout expired while its model was loading") from None

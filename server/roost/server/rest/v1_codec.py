@@ -44,7 +44,18 @@ def decode_predict(
     Raises:
         InvalidArgument: Whatever is wrong with the body.
     """
-    document = parse_json(body)
+    return predict_of(parse_json(body), body, inputs, model_name, model_version, context)
+
+
+def predict_of(
+    document: object,
+    body: memoryview,
+    inputs: Sequence[TensorSpec],
+    model_name: str,
+    model_version: str,
+    context: RequestContext,
+) -> PredictRequest:
+    """The same for a body that is parsed already."""
     if type(document) is not dict:
         raise InvalidArgument(f"unable to parse the request JSON: expected an object, got {kind(document)}")
     in_rows = "instances" in document
