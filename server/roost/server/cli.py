@@ -53,6 +53,12 @@ def _doctor(argv: Sequence[str]) -> int:
     return doctor(argv)
 
 
+def _inspect(argv: Sequence[str]) -> int:
+    from roost.server.inspection.command import main as inspect
+
+    return inspect(argv)
+
+
 def _demo(argv: Sequence[str]) -> int:
     from roost.server.demo.command import main as demo
 
@@ -69,6 +75,7 @@ COMMANDS = {
     "serve": _Command(_serve, "serve models over REST and gRPC"),
     "status": _Command(_status, "show the workers of a running server, their models and memory"),
     "top": _Command(_top, "watch a running server: models by rate, workers, memory, cold starts"),
+    "inspect": _Command(_inspect, "say what Roost sees in a model's folder or file, and what is missing"),
     "prepare": _Command(_prepare, "save models in the form that loads fastest on this machine"),
     "doctor": _Command(_doctor, "check this machine for a server, and say how many models fit"),
     "demo": _Command(_demo, "serve real models that come in Python packages, and ask them something"),
