@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
-from roost.core.requests import Done, InferRequest, Ticket
+from roost.core.requests import Done, InferRequest, InferResponse, Ticket
 from roost.server.rest.lean import LeanPath
 from roost.server.restrictions import Restrictions
 from roost.server.transport_options import TransportOptions
@@ -112,6 +112,10 @@ LEAN = {
     "compression of binary": binary(b"abc" * 2000, extra="Accept-Encoding: deflate\r\n", **OUT_IN_BINARY),
     "a large body": binary(bytes(MIB), "id_UINT8", **OUT_IN_BINARY),
     "a large answer": request({"inputs": [], "parameters": {**BIG, "binary_data_output": True}}, "big"),
+    "an unknown model": request(simple_request(), "nope"),
+    "a model that is not ready": request(
+        {"inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [1]}]}, "down"
+    ),
     "what its model refuses": request(simple_request(inputs=[])),
     "an output that is no text": request(
         {"inputs": [{"name": "IN", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": 5}}]},
@@ -121,10 +125,6 @@ LEAN = {
 }  # fmt: skip
 NOT_LEAN = {
     "malformed": request({"inputs": 5}),
-    "an unknown model": request(simple_request(), "nope"),
-    "a model that is not ready": request(
-        {"inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [1]}]}, "down"
-    ),
     "JSON that takes long to write": request({"inputs": [], "parameters": BIG}, "big"),
     "compression that takes long": request(
         {"inputs": [], "parameters": {**BIG, "binary_data_output": True}}, "big", "Accept-Encoding: gzip\r\n"
@@ -246,12 +246,14 @@ def test_what_comes_meanwhile_waits(loop: Loop) -> None:
     run_on(loop, main())
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_disconnect_cancels(loop: Loop, pipelined: bool) -> None:
+def test_disconnect_cancels(loop: Loop, pipelined: bool, at_once: bool) -> None:
     async def main() -> None:
         plane = FakeDataPlane()
         plane.go.set()
+        plane.may_begin = at_once  # else its model has to be loaded first
         async with serve(plane) as served:
             async with connected(served) as client:
                 await client.ask(HANG)
@@ -364,6 +366,24 @@ async def test_failures_keep_the_connection() -> None:
         lean = client.lean.served
         assert "200" in (await client.ask(SIMPLE))[0]
         assert (client.lean.served, lean) == (6, 5)
+
+
+async def test_an_unexpected_failure_of_one_that_waited_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeDataPlane):
+        async def infer(self, request: InferRequest) -> InferResponse:
+            raise RuntimeError("a secret")
+
+    plane = Broken()
+    async with serve(plane) as served, connected(served) as client:
+        await client.ask(SIMPLE)
+        plane.may_begin = False
+        for _ in range(2):
+            head, body = await client.ask(SIMPLE)
+            assert (head.split()[1], b"internal error" in body, b"secret" in body) == ("500", True, False)
+        assert client.lean.served == 2
+        plane.may_begin = True
+        assert await client.leanly(SIMPLE)
+    assert "a secret" in caplog.text
 
 
 async def test_statuses_of_triton() -> None:
@@ -486,12 +506,14 @@ def test_idle_connections_expire(loop: Loop) -> None:
     run_on(loop, main())
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_drain_answers_what_is_under_way(loop: Loop, pipelined: bool) -> None:
+def test_drain_answers_what_is_under_way(loop: Loop, pipelined: bool, at_once: bool) -> None:
     async def main() -> None:
         plane = FakeDataPlane()
         plane.go.set()
+        plane.may_begin = at_once  # else its model has to be loaded first
         async with serve(plane) as served, connected(served) as client, asyncio.TaskGroup() as group:
             await client.ask(HANG)
             await client.ask(SIMPLE)

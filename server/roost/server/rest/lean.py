@@ -14,6 +14,7 @@ from roost.core.requests import Done, InferResponse, RequestContext, Ticket
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import in_any_case
+from roost.server.later import Later
 from roost.server.rest.codec import RestInferRequest
 from roost.server.rest.codec_quick import decode_plain
 from roost.server.rest.codec_quick_out import write_plain
@@ -95,7 +96,7 @@ class LeanPath:
             done: Called with what becomes of it, not from within this call.
 
         Returns:
-            The request and what cancels it; None if it needs more than the lean path, or is wrong.
+            The request and what cancels it; None if it is not plain, or wrong.
 
         Raises:
             RoostError: If it is refused at once.
@@ -111,7 +112,7 @@ class LeanPath:
         kind.allowance_s += more_s if more_s > 0 else more_s * _LEARNING_RATE
         ticket = self._data_plane.begin(request, done)
         if ticket is None:
-            return None
+            ticket = Later(self._data_plane.infer(request), done)
         kind.window.under_way += 1
         return request, ticket
 
