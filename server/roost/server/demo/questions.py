@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from roost.server.demo import magika_client, vad_client
-from roost.server.demo.clients import DemoClient
+from roost.server.demo.clients import DemoClient, Place
 from roost.server.demo.clip import Sound
 from roost.server.demo.errors import DemoError
 from roost.server.demo.magika_client import FileType, FileTypeModel
-from roost.server.demo.repository import MAGIKA, SILERO
+from roost.server.demo.repository import MAGIKA, SEQUENCES, SILERO
 from roost.server.demo.vad_client import Arrays, Segment
 
 
@@ -40,9 +40,10 @@ class SoundAnswer:
         sound: What was asked about.
         segments: Stretches of speech.
         peak: The highest probability of speech in any chunk.
-        chunks: How many requests that took over each transport.
+        chunks: How many requests that took each time.
         rest_ms: Median latency of a request over REST.
         grpc_ms: The same over gRPC.
+        sequence_ms: The same over gRPC, with the state kept by the server.
     """
 
     sound: Sound
@@ -51,6 +52,7 @@ class SoundAnswer:
     chunks: int
     rest_ms: float
     grpc_ms: float
+    sequence_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +95,27 @@ def ask_speech(sounds: Sequence[Sound], rest: DemoClient, grpc: DemoClient) -> t
     """
     vad_client.speech_probabilities(np.zeros(vad_client.CHUNK_SAMPLES, dtype=np.float32), _vad(grpc))
     first_ms = grpc.latencies_ms[-1]
-    answers = [_ask_about(sound, rest, grpc) for sound in sounds]
+    answers = [_ask_about(number, sound, rest, grpc) for number, sound in enumerate(sounds, start=1)]
     warm_ms = statistics.median(answer.grpc_ms for answer in answers)
     return answers, LoadCost(SILERO, grpc.transport, first_ms, warm_ms)
 
 
-def _ask_about(sound: Sound, rest: DemoClient, grpc: DemoClient) -> SoundAnswer:
+def _ask_about(number: int, sound: Sound, rest: DemoClient, grpc: DemoClient) -> SoundAnswer:
     probabilities = vad_client.speech_probabilities(sound.samples, _vad(rest))
     again = vad_client.speech_probabilities(sound.samples, _vad(grpc))
     _check_same(SILERO, np.array(probabilities), np.array(again))
     chunks = len(probabilities)
+    grpc_ms = statistics.median(grpc.latencies_ms[-chunks:])
+    in_sequence = vad_client.speech_probabilities_in_sequence(sound.samples, _vad_in_sequence(grpc, number))
+    if in_sequence != probabilities:
+        raise DemoError(f"{SEQUENCES} gave other answers than {SILERO} to the same question")
     return SoundAnswer(
         sound,
         vad_client.speech_segments(probabilities),
         max(probabilities),
         chunks,
         statistics.median(rest.latencies_ms[-chunks:]),
+        grpc_ms,
         statistics.median(grpc.latencies_ms[-chunks:]),
     )
 
@@ -129,6 +136,13 @@ def _scores(client: DemoClient, features: npt.NDArray[np.int32]) -> npt.NDArray[
 def _vad(client: DemoClient) -> Any:
     def infer(inputs: Arrays) -> Arrays:
         return client.infer(SILERO, inputs, vad_client.OUTPUTS)
+
+    return infer
+
+
+def _vad_in_sequence(client: DemoClient, number: int) -> Any:
+    def infer(inputs: Arrays, is_first: bool, is_last: bool) -> Arrays:
+        return client.infer(SEQUENCES, inputs, vad_client.OUTPUTS[:1], Place(number, is_first, is_last))
 
     return infer
 

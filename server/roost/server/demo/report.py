@@ -55,17 +55,20 @@ def show_file_types(console: Console, answers: Sequence[FileAnswer], folder: Pat
 
 def show_speech(console: Console, answers: Sequence[SoundAnswer]) -> None:
     """The table of sounds and the speech in them; latencies are medians of one request (32 ms of sound)."""
-    table = _table("Is there speech in these sounds? (silero-vad)", "sound", "speech")
-    _add_numbers(table, "peak", "requests", "REST ms", "gRPC ms")
+    table = _table(
+        "Is there speech in these sounds? (silero-vad; in a sequence the server keeps its state)", "sound", "speech"
+    )
+    _add_numbers(table, "peak", "requests", "REST ms", "gRPC ms", "sequence ms")
     for answer in answers:
         found = ", ".join(f"{segment.start_s:.1f}-{segment.end_s:.1f} s" for segment in answer.segments)
         table.add_row(
             Text(f"{answer.sound.name} ({answer.sound.duration_s:.1f} s)"),
             Text(f"yes, at {found}" if found else "none", style="bold" if found else ""),
             f"{answer.peak:.2f}",
-            f"2 x {answer.chunks}",
+            f"3 x {answer.chunks}",
             _ms(answer.rest_ms),
             _ms(answer.grpc_ms),
+            _ms(answer.sequence_ms),
         )
     console.print(table, "")
 

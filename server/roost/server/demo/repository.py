@@ -16,14 +16,29 @@ from roost.server.demo.magika_client import FileTypeModel
 
 MAGIKA = "magika"
 SILERO = "silero_vad"
+SEQUENCES = "silero_vad_sequences"
 
 # The labels make the answer readable for clients of the classification extension, and requests of several clients may
-# share a batch. silero_vad gets no config.pbtxt at all: what is missing is completed from the model.
+# share a batch. silero_vad gets no config.pbtxt at all: what is missing is completed from the model. The second one, of
+# the same file, has its state kept by the server.
 _MAGIKA_CONFIG = """\
 backend: "onnxruntime"
 max_batch_size: 64
 input [ {{ name: "bytes" data_type: TYPE_INT32 dims: [ {features} ] }} ]
 output [ {{ name: "target_label" data_type: TYPE_FP32 dims: [ {labels} ] label_filename: "labels.txt" }} ]
+"""
+_SEQUENCES_CONFIG = """\
+backend: "onnxruntime"
+sequence_batching {
+  oldest { max_candidate_sequences: 64 }
+  state {
+    input_name: "state"
+    output_name: "stateN"
+    data_type: TYPE_FP32
+    dims: [ 2, 1, 128 ]
+    initial_state { name: "silence" data_type: TYPE_FP32 dims: [ 2, 1, 128 ] zero_data: true }
+  }
+}
 """
 
 
@@ -60,9 +75,11 @@ def build_repository(path: Path) -> DemoRepository:
     try:
         _copy(magika, model_file)
         _copy(silero, silero_file)
+        _copy(silero, path / SEQUENCES / "1" / "model.onnx")
         _write(path / MAGIKA / "labels.txt", "\n".join(file_types.labels) + "\n")
         config = _MAGIKA_CONFIG.format(features=file_types.feature_count, labels=len(file_types.labels))
         _write(path / MAGIKA / "config.pbtxt", config)
+        _write(path / SEQUENCES / "config.pbtxt", _SEQUENCES_CONFIG)
     except OSError as error:
         raise DemoError(f"cannot write the model repository: {error}") from error
     sizes = {MAGIKA: model_file.stat().st_size, SILERO: silero_file.stat().st_size}

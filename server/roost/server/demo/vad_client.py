@@ -64,6 +64,27 @@ def speech_probabilities(samples: npt.NDArray[np.float32], infer: Callable[[Arra
     return probabilities
 
 
+def speech_probabilities_in_sequence(
+    samples: npt.NDArray[np.float32], infer: Callable[[Arrays, bool, bool], Arrays]
+) -> list[float]:
+    """The same of a model whose state the server keeps.
+
+    Args:
+        samples: float32 ``[samples]`` at 16 kHz.
+        infer: Runs the model: inputs by name, whether they are the first and whether the last of the sound.
+
+    Returns:
+        The probability of speech in each chunk of 32 ms.
+    """
+    rate = np.array(SAMPLE_RATE, dtype=np.int64)
+    chunks = list(chunk_inputs(samples))
+    probabilities = []
+    for index, chunk in enumerate(chunks):
+        outputs = infer({"input": chunk, "sr": rate}, index == 0, index == len(chunks) - 1)
+        probabilities.append(float(outputs["output"].reshape(-1)[0]))
+    return probabilities
+
+
 def speech_segments(
     probabilities: Sequence[float],
     *,
