@@ -133,17 +133,7 @@ class Mesh:
         self.limits = ledger.limits
         self.kinds = Kinds(self._make_kinds(launch), self._set_base)
         self.workers = self.kinds.workers
-        self.loader = Loader(
-            ledger,
-            self.workers,
-            catalog,
-            stats,
-            group,
-            timeout_s=settings.load_timeout_s,
-            concurrency=settings.load_concurrency,
-            on_outcome=self._load_ended,
-            on_late=self._load_is_late,
-        )
+        self.loader = self._make_loader(catalog)
         self.queues = Queues(
             ledger,
             self.loader,
@@ -171,6 +161,19 @@ class Mesh:
         self._losses = Losses(self.loader, catalog, self._runs, self._dispatcher, self._restoring)
         self._all_up = asyncio.Event()
         self._stopping = False
+
+    def _make_loader(self, catalog: Catalog) -> Loader:
+        return Loader(
+            self._ledger,
+            self.workers,
+            catalog,
+            self.stats,
+            self._group,
+            timeout_s=self._settings.load_timeout_s,
+            concurrency=self._settings.load_concurrency,
+            on_outcome=self._load_ended,
+            on_late=self._load_is_late,
+        )
 
     def _make_kinds(self, launch: Launch) -> list[WorkerKind]:
         settings, numbers = self._settings, itertools.count()

@@ -164,23 +164,9 @@ async def _serve(
         take_short_turns()
         say(found)
         asyncio.get_running_loop().set_default_executor(others)
-        running = router(
-            repositories,
-            learned,
-            mesh_settings(config, found),
-            traffic,
-            explicit=config.model_control == "explicit",
-            poll_interval_s=config.poll_interval_s,
-            overrides_dir=state_dir / "overrides",
-            batching=BatchingMode(config.batching),
-            eviction=config.eviction,
-            cache=cache,
-            measure=config.measure_models,
-            code_from=config.code_repositories,
-            response_cache_bytes=config.response_cache_bytes,
-            read_gpu=found.read,
-        )
-        async with running as routing, _data_plane(config, routing, graphs) as data_plane:
+        running = partial(router, repositories, learned, mesh_settings(config, found), traffic, read_gpu=found.read)
+        chosen = _router_options(config, state_dir)
+        async with running(**chosen, cache=cache) as routing, _data_plane(config, routing, graphs) as data_plane:
             _set_limits(config, routing)
             await routing.load_at_start(config.load_models)
             async with _transports(config, data_plane, routing, listeners, graphs) as ports:
