@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -107,14 +107,9 @@ async def router(
         response_cache_bytes: What answers may take that are kept for requests that are the same.
         read_gpu: Says what the GPU of a UUID is doing.
     """
-    stats = Stats()
-    policy = POLICIES[eviction]()
+    stats, policy = Stats(), POLICIES[eviction]()
     ledger = Ledger(Limits(0), policy)
-    with (
-        thread_pool(2, "disk") as disk,
-        thread_pool(1, "classify") as classifying,
-        thread_pool(1, "gpus") if settings.gpus else nullcontext(disk) as asking_gpus,
-    ):
+    with _threads(settings) as (disk, classifying, asking_gpus):
         overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
         catalog = Catalog(
             repositories, learned, disk, explicit=explicit, overrides=overrides, code_from=frozenset(code_from)
@@ -130,15 +125,13 @@ async def router(
                 control = Control(catalog, mesh, stats)
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, parts.preparer())
                 preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
-                work = list(_background_work(parts, proofs, cache=cache, measure=measure))
-                if mesh.gpus:
-                    work.append(_watch_of_gpus(parts, read_gpu, asking_gpus).run())
-                renew = None
+                watch = _watch_of_gpus(parts, read_gpu, asking_gpus) if mesh.gpus else None
+                work = list(_background_work(parts, proofs, watch, cache=cache, measure=measure))
                 if poll_interval_s is not None:
                     work.append(Polling(Looker(catalog, repositories, disk), control, poll_interval_s).run())
-                    renew = control.renew
                 if eviction != LRU:
                     work.append(Prefetch(policy, mesh.loader.bring).run())
+                renew = control.renew if poll_interval_s is not None else None
                 responses = _responses(mesh, catalog, stats, response_cache_bytes)
                 inference = Inference(catalog, mesh, traffic, classifying, renew, responses)
                 control.verify = inference.ensembles.verify
@@ -148,6 +141,17 @@ async def router(
                 await mesh.stop()
                 if overrides is not None:
                     await asyncio.to_thread(overrides.clear)
+
+
+@contextmanager
+def _threads(settings: MeshSettings) -> Iterator[tuple[Executor, Executor, Executor]]:
+    """Where files are read, where large answers are classified, and where GPUs are asked, if there are any."""
+    with (
+        thread_pool(2, "disk") as disk,
+        thread_pool(1, "classify") as classifying,
+        thread_pool(1, "gpus") if settings.gpus else nullcontext(disk) as asking_gpus,
+    ):
+        yield disk, classifying, asking_gpus
 
 
 def _responses(mesh: Mesh, catalog: Catalog, stats: Stats, limit_bytes: int) -> ResponseCache:
@@ -176,7 +180,9 @@ async def _in_background(work: Iterable[_Work]) -> AsyncIterator[None]:
         yield
 
 
-def _background_work(parts: _Parts, proofs: Proofs, *, cache: CopyCache | None, measure: bool) -> Iterator[_Work]:
+def _background_work(
+    parts: _Parts, proofs: Proofs, watch: DeviceWatch | None, *, cache: CopyCache | None, measure: bool
+) -> Iterator[_Work]:
     """What goes on beside requests as long as the router runs."""
     mesh, ledger, disk = parts.mesh, parts.ledger, parts.disk
     preparers = [proofs.preparer]
@@ -193,6 +199,8 @@ def _background_work(parts: _Parts, proofs: Proofs, *, cache: CopyCache | None, 
     yield least.run()
     yield Scaling(mesh, ledger, least, Spares(mesh.workers, ledger), parts.stats.copies).run()
     yield mesh.kinds.run()
+    if watch is not None:
+        yield watch.run()
 
 
 def _watch_of_gpus(parts: _Parts, read_gpu: ReadGpu, thread: Executor) -> DeviceWatch:

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -164,9 +164,8 @@ async def _serve(
         take_short_turns()
         say(found)
         asyncio.get_running_loop().set_default_executor(others)
-        running = partial(router, repositories, learned, mesh_settings(config, found), traffic, read_gpu=found.read)
-        chosen = _router_options(config, state_dir)
-        async with running(**chosen, cache=cache) as routing, _data_plane(config, routing, graphs) as data_plane:
+        running = _router(config, repositories, traffic, found, learned, cache, state_dir / "overrides")
+        async with running as routing, _data_plane(config, routing, graphs) as data_plane:
             _set_limits(config, routing)
             await routing.load_at_start(config.load_models)
             async with _transports(config, data_plane, routing, listeners, graphs) as ports:
@@ -187,6 +186,33 @@ async def _serve(
                 async with tidying, collecting, preloading:
                     await _until_stopped(config, data_plane, signals)
             log.info("all requests are answered or out of time; the workers end now")
+
+
+def _router(
+    config: ServeConfig,
+    repositories: list[LocalRepository],
+    traffic: Traffic,
+    found: FoundGpus,
+    learned: Learned,
+    cache: CopyCache | None,
+    overrides_dir: Path,
+) -> AbstractAsyncContextManager[Router]:
+    return router(
+        repositories,
+        learned,
+        mesh_settings(config, found),
+        traffic,
+        explicit=config.model_control == "explicit",
+        poll_interval_s=config.poll_interval_s,
+        overrides_dir=overrides_dir,
+        batching=BatchingMode(config.batching),
+        eviction=config.eviction,
+        cache=cache,
+        measure=config.measure_models,
+        code_from=config.code_repositories,
+        response_cache_bytes=config.response_cache_bytes,
+        read_gpu=found.read,
+    )
 
 
 async def _until_stopped(config: ServeConfig, data_plane: RouterDataPlane, signals: _Signals) -> None:
