@@ -34,6 +34,9 @@ class GpuState:
     reading: Reading | None = None
 
 
+_ALL_OF_THE_KIND: frozenset[str] = frozenset()  # one for all models: each empty set would be 216 bytes of its own
+
+
 class Devices:
     """Says for each load what it goes to.
 
@@ -71,7 +74,7 @@ class Devices:
         if usable:
             revision.kind, revision.on_gpu, revision.devices = kind + GPU_SUFFIX, True, usable
             return True
-        revision.kind, revision.on_gpu, revision.devices = kind, False, frozenset()
+        revision.kind, revision.on_gpu, revision.devices = kind, False, _ALL_OF_THE_KIND
         if (asks_for_gpu(config) or numbers) and not revision.fell_back:
             revision.fell_back = True
             why = f"backend '{revision.description.backend}' can't use one here" if self._names else "there is none"

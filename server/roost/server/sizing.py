@@ -24,7 +24,7 @@ OTHER_KINDS_BYTES: Mapping[str, int] = {
 }
 """What the processes of another kind take before a model is loaded: the first worker and what it is forked from; more
 workers take little besides."""
-USED_VERSION_BYTES = 14 << 10
+USED_VERSION_BYTES = 12 << 10
 """What the server keeps of each version that was used since the start, loaded or not; measured with ``simple``."""
 MEMORY_SHARE = 0.7
 MAPPED_SHARE = 0.9
