@@ -15,6 +15,8 @@ from roost.runtimes.failures import without_paths, without_source
 from roost.runtimes.pytorch.storages import check_tensors
 from roost.runtimes.signatures import check_signature
 
+from tests.torch_archive import Entries
+
 MIB = 1 << 20
 
 
@@ -86,21 +88,6 @@ def tensor(
     storage = value("storage", type_, key, "cpu", count) + b"Q"
     arguments = value(storage, offset, value(*size), value(*stride), False, named("collections", "OrderedDict") + b")R")
     return b"\x80\x02" + view + arguments + b"R."
-
-
-class Entries(dict[str, bytes]):
-    """An archive in memory."""
-
-    def get_all_records(self) -> list[str]:
-        return list(self)
-
-    def get_record(self, name: str) -> bytes:
-        return self[name]
-
-    def get_record_size(self, name: str) -> int:
-        if name not in self:
-            raise RuntimeError("there is no such entry")
-        return len(self[name])
 
 
 LARGER = "a tensor is larger than what the archive has of it"

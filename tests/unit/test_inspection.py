@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import pytest
@@ -215,6 +216,13 @@ def test_what_a_server_has_found_out_counts(look: Look, tmp_path: Path) -> None:
         ({"m.tar.gz": b""}, "m.tar.gz", "'m.tar.gz' is an archive"),
         ({"notes.xyz": b""}, "notes.xyz", "nothing says what 'notes.xyz' is"),
         ({".hidden/1/model.onnx": b""}, ".hidden", "can't be a model's name"),
+        ({"m\udcff/1/model.onnx": b""}, "m\udcff", "'m\\xff' can't be a model's name"),
+        ({"\udcff.onnx": b""}, "\udcff.onnx", "it has no graph"),
+        (
+            {"m/1/model.onnx": b"", "m/config.pbtxt": "version_policy { specific { versions: 7 } }"},
+            "m",
+            "its version_policy serves none of its versions",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong(look: Look, tmp_path: Path, files: Mapping[str, str | bytes], path: str, says: str) -> None:
@@ -316,6 +324,29 @@ def test_operators_and_types_that_there_are_not(look: Look, tmp_path: Path) -> N
     assert "no ONNX model, or damaged" in problems(document)
 
 
+@pytest.mark.parametrize("what", [b"named", b"Identity", b"maker"])
+def test_damaged_texts_in_an_onnx_file(look: Look, tmp_path: Path, what: bytes) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["named"], ["y"])],
+        "g",
+        [tensor_info("named", "FP32", [-1])],
+        [tensor_info("y", "FP32", [-1])],
+    )
+    data = helper.make_model(graph, producer_name="maker").SerializeToString()
+    put(tmp_path, {"m/1/model.onnx": data.replace(what, b"\xff" * len(what))})
+    for flags in ((), ("--batching", "proven")):
+        code, document = look("m", *flags)
+        assert code == 1 or document["versions"][0]["batching"].startswith("not proven: ")
+
+
+def test_a_damaged_weight_proves_nothing(look: Look, tmp_path: Path) -> None:
+    weight = TensorProto(name="w", data_type=0, dims=[1], raw_data=b"1234")
+    inputs, outputs = [tensor_info("x", "FP32", [-1, 1])], [tensor_info("y", "FP32", [-1, 1])]
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    write_graph(tmp_path / "m" / "1" / "model.onnx", nodes, inputs, outputs, [weight])
+    assert "its graph can't be read" in look("m")[1]["versions"][0]["batching"]
+
+
 def test_an_ensemble_is_as_well_as_its_models(look: Look, tmp_path: Path) -> None:
     maps = 'input_map { key: "x" value: "x" } output_map { key: "y" value: "y" }'
     step = f'step {{ model_name: "one" model_version: -1 {maps} }}'
@@ -339,6 +370,7 @@ def test_an_ensemble_is_as_well_as_its_models(look: Look, tmp_path: Path) -> Non
     ("path", "flags", "says"),
     [
         ("nothing", (), "there is no "),
+        ("n" * 300, (), "can't be read: File name too long"),
         ("", (), "is a repository of models, a, b: name one of their folders"),
         ("a", ("--lod",), "unknown flag --lod; did you mean"),
         ("a", ("--format",), "--format: expected one argument"),
@@ -372,6 +404,40 @@ def test_an_archive_is_looked_through_and_not_unpacked(look: Look, tmp_path: Pat
     assert "leads out of it: '../up'" in problems(document)
     assert "a link or a device: 'l'" in problems(document)
     assert {path.name for path in tmp_path.iterdir()} == {"m.tar.gz"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt", "model.skops", "model.zip", "model.tar.gz"])
+def test_nobody_waits_for_what_comes_out_of_a_pipe(look: Look, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    code, document = look(name)
+    assert (code, problems(document)) == (1, f"'{name}' is not a regular file")
+
+
+def test_what_is_too_large_is_not_read(look: Look, tmp_path: Path) -> None:
+    put(tmp_path, dict.fromkeys(("m/1/model.onnx", "s/1/saved_model.pb", "p/1/model.py", "m.zip"), b""))
+    for name in ("m/1/model.onnx", "s/1/saved_model.pb", "p/1/model.py", "m.zip"):
+        os.truncate(tmp_path / name, 1 << 40)
+    assert "larger than 2 GiB, which no ONNX file can be" in problems(look("m")[1])
+    assert "larger than 2 GiB, which TensorFlow does not read" in problems(look("s")[1])
+    assert look("p", "--allow-code")[1]["versions"][0]["notes"] == ["it is too large to be looked into"]
+    assert problems(look("m.zip")[1]).startswith("'m.zip' is an archive")
+
+
+@pytest.mark.parametrize("type_", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_of_archives_are_small(look: Look, tmp_path: Path, type_: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = type_, 1 << 40
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    put(tmp_path, {"m.tar.gz": gzip.compress(header), "m.tar": header})
+    for name in ("m.tar.gz", "m.tar"):
+        assert "it has a header that is too large" in problems(look(name)[1])
+
+
+@pytest.mark.parametrize("how", ["gz", "bz2", "xz"])
+def test_archives_are_known_by_how_they_begin(look: Look, tmp_path: Path, how: Literal["gz", "bz2", "xz"]) -> None:
+    with tarfile.open(tmp_path / "m.tar", f"w:{how}") as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("../up"), io.BytesIO())
+    assert "leads out of it: '../up'" in problems(look("m.tar")[1])
 
 
 def test_a_bomb_weighs_little() -> None:

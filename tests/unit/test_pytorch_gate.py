@@ -11,6 +11,8 @@ from roost.core.errors import FailedPrecondition, InvalidArgument
 from roost.runtimes.pytorch.archives import Kind, kind_of, no_archive
 from roost.runtimes.pytorch.gate import check_export, check_script
 
+from tests.torch_archive import Entries
+
 TREE = json.dumps(
     [1, {"type": "builtins.tuple", "context": "null", "children_spec": [{"type": None, "context": None}]}]
 )
@@ -36,21 +38,6 @@ PROGRAM: dict[str, Any] = {
     "guards_code": ["L['args'][0].size()[0] <= 9"],
 }
 WEIGHTS: dict[str, Any] = {"config": {"head.weight": {"path_name": "weight_0", "is_param": True, "use_pickle": False}}}
-
-
-class Entries(dict[str, bytes]):
-    """An archive in memory."""
-
-    def get_all_records(self) -> list[str]:
-        return list(self)
-
-    def get_record(self, name: str) -> bytes:
-        return self[name]
-
-    def get_record_size(self, name: str) -> int:
-        if name not in self:
-            raise RuntimeError("there is no such entry")
-        return len(self[name])
 
 
 def archive(program: Any = PROGRAM, weights: Any = WEIGHTS, **more: bytes) -> Entries:

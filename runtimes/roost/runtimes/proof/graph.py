@@ -32,7 +32,10 @@ def check_graph(path: str) -> None:
         NotProven: If one may not, or if that can't be told; the text names the operator.
     """
     model = _read(path)
-    _Graph(model).check()
+    try:
+        _Graph(model).check()
+    except _MALFORMED as error:
+        raise NotProven("its graph can't be read") from error
 
 
 def _read(path: str) -> onnx.ModelProto:

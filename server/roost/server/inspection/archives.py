@@ -109,19 +109,24 @@ def open_tar(path: str) -> Iterator[tarfile.TarFile]:
     Raises:
         tarfile.TarError: If it is none.
     """
-    with open(path, "rb") as file:
-        head = file.read(6)
-        file.seek(0)
-        # By how it begins: tried on anything else, each way of unpacking may go through all of a file that never ends.
-        unpacked: IO[bytes] = file
-        if head.startswith(b"\x1f\x8b"):
-            unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=file))
-        elif head.startswith(b"BZh"):
-            unpacked = bz2.BZ2File(file)
-        elif head.startswith(b"\xfd7zXZ"):
-            unpacked = lzma.LZMAFile(file)
-        with tarfile.open(fileobj=cast(IO[bytes], _InPieces(unpacked)), mode="r:") as archive:
-            yield archive
+    with (
+        open(path, "rb") as file,
+        _unpacked(file) as unpacked,
+        tarfile.open(fileobj=cast(IO[bytes], _InPieces(unpacked)), mode="r:") as archive,
+    ):
+        yield archive
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    """What is in a file, which may be packed."""
+    head = file.read(6)
+    file.seek(0)
+    # By how it begins: tried on anything else, each way of unpacking may go through all of a file that never ends.
+    if head.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(file)
+    return lzma.LZMAFile(file) if head.startswith(b"\xfd7zXZ") else file
 
 
 class _InPieces(io.RawIOBase):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from roost.core.errors import InvalidArgument, RoostError
 from roost.registry_client.files import open_regular
+from roost.registry_client.load_options import ALLOW_CODE
 from roost.runtimes.tensorflow.adapter import SIGNATURE_OPTION, TAG_OPTION, interface_of
 from roost.runtimes.tensorflow.operations import unsafe_operations
 from roost.runtimes.tensorflow.saved_model import DEFAULT_SIGNATURE, read_meta_graph
@@ -21,7 +22,6 @@ from roost.server.inspection.report import Findings
 from roost.server.inspection.tabular_file import look_at_lightgbm, look_at_sklearn, look_at_xgboost
 from roost.server.inspection.torch_file import look_at_torch
 
-_ALLOW_CODE = "roost.allow_code"
 _NEEDS_CODE = "it needs --allow-code"
 _ENVIRONMENT = "EXECUTION_ENV_PATH"
 _HEAD_BYTES = 16
@@ -101,7 +101,7 @@ def _look(backend: str, path: str, root: str, model_folder: str, options: Mappin
 def _look_at_tensorflow(path: str, options: Mapping[str, str]) -> Findings:
     if path.endswith(".keras"):
         found = Findings("Keras 3, which is exported to a SavedModel when it is loaded")
-        if options.get(_ALLOW_CODE) != "true":
+        if options.get(ALLOW_CODE) != "true":
             found.problems.append(f"a .keras file is made to run code when it is read: {_NEEDS_CODE}")
         return found
     folder = path if os.path.isdir(path) else os.path.dirname(path)
@@ -110,7 +110,7 @@ def _look_at_tensorflow(path: str, options: Mapping[str, str]) -> Findings:
     signature = meta_graph.signature(options.get(SIGNATURE_OPTION, ""))
     name = next((name for name, one in meta_graph.signatures.items() if one is signature), DEFAULT_SIGNATURE)
     found.what = f"SavedModel, signature {name} of the graph with tags {', '.join(sorted(meta_graph.tags))}"
-    if options.get(_ALLOW_CODE) != "true":
+    if options.get(ALLOW_CODE) != "true":
         unsafe = unsafe_operations(meta_graph, signature)
         if unsafe:
             found.problems.append(f"it can read or write files or run code ({', '.join(unsafe)}): {_NEEDS_CODE}")

@@ -58,6 +58,14 @@ def look_at_onnx(path: str, root: str) -> Findings:
     if not model.graph.node and not model.graph.output:
         found.problems.append("the file is no ONNX model: it has no graph")
         return found
+    try:
+        _describe(model, path, root, found)
+    except (AttributeError, TypeError):  # names that are not UTF-8 are bytes
+        found.problems.append("the file is damaged: a text in it is not UTF-8")
+    return found
+
+
+def _describe(model: Any, path: str, root: str, found: Findings) -> None:
     found.what = _described(model)
     found.problems += _external(model, path, root)
     domains = sorted({node.domain for graph in _graphs(model) for node in graph.node} - _defined(model))
@@ -68,7 +76,6 @@ def look_at_onnx(path: str, root: str) -> Findings:
         found.signature = _signature(model.graph)
     except InvalidArgument as error:
         found.problems.append(error.message)
-    return found
 
 
 def operators_that_mix_rows(path: str) -> str:
@@ -100,6 +107,8 @@ def _signature(graph: Any) -> Signature:
 
 
 def _spec(kind: str, value: Any) -> TensorSpec:
+    if not isinstance(value.name, str):
+        raise TypeError("a name is not UTF-8")
     name = shorten(value.name)
     which = value.type.WhichOneof("value")
     if which != "tensor_type":

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roost.core.names import shorten
+from roost.registry_client.load_options import ALLOW_CODE
 from roost.server.inspection.archives import MAX_READ_BYTES, ZIP_ERRORS
 from roost.server.inspection.pickles import is_pickle, names_in, suspects
 from roost.server.inspection.report import Findings
 
-_ALLOW_CODE = "roost.allow_code"
 _ZIP = b"PK\x03\x04"
 _SCHEMA = "schema.json"
 _MAX_SHOWN = 8
@@ -62,7 +62,7 @@ def _look_at_pickle(path: str, head: bytes, options: Mapping[str, str]) -> Findi
     reaching = suspects(names)
     if reaching:
         found.problems.append(f"reading the pickle would call {', '.join(map(shorten, reaching[:_MAX_SHOWN]))}")
-    is_allowed = options.get(_ALLOW_CODE) == "true"
+    is_allowed = options.get(ALLOW_CODE) == "true"
     if name.endswith(".skops"):
         (found.notes if is_allowed else found.problems).append(f"'{name}' is called a skops file, but is none")
     if not is_allowed:

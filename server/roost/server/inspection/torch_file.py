@@ -9,13 +9,13 @@ from typing import Any
 
 from roost.core.errors import RoostError
 from roost.core.tensors import Signature, TensorSpec
+from roost.registry_client.load_options import ALLOW_CODE
 from roost.runtimes.pytorch.archives import MODELS_FOLDER, Kind, kind_of, no_archive
 from roost.runtimes.pytorch.gate import check_export, check_script
 from roost.runtimes.pytorch.storages import check_tensors
 from roost.server.inspection.archives import ZIP_ERRORS, ZipArchive
 from roost.server.inspection.report import Findings
 
-_ALLOW_CODE = "roost.allow_code"
 _SAMPLES = "data/sample_inputs/"
 _DATATYPES: Mapping[int, str] = {
     1: "UINT8",
@@ -59,7 +59,7 @@ def look_at_torch(path: str, options: Mapping[str, str]) -> Findings:
 def _look(archive: ZipArchive, options: Mapping[str, str], found: Findings) -> None:
     kind = kind_of(archive)
     found.what = f"PyTorch, {kind.value}"
-    if options.get(_ALLOW_CODE) != "true":
+    if options.get(ALLOW_CODE) != "true":
         if kind in (Kind.COMPILED, Kind.OLD_EXPORT):
             found.problems.append(f"a model of {kind.value} may run any code: it needs --allow-code")
         elif kind is Kind.SCRIPT:
