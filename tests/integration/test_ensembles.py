@@ -212,6 +212,21 @@ async def test_steps_are_loaded_and_unloaded_with_their_ensemble(folder: Path, t
                 await client.infer("whole", rows(1))
 
 
+async def test_where_loading_is_explicit_a_step_may_be_a_route(folder: Path, tmp_path: Path) -> None:
+    routes = tmp_path / "routes.yaml"
+    routes.write_text("routes: [{name: sum, targets: [{model: plus}]}]")
+    other = ensemble({"x": ROW}, {"y": ROW}, step("sum", {"x": "x"}, {"y": "y"}), more="max_batch_size: 8")
+    flags = ("--workers", "1", "--model-control", "explicit", "--routes", str(routes))
+    with started(folder, tmp_path / "run", *flags) as server:
+        async with connect(server, "rest") as client:
+            await client.load("whole")
+            await client.load("whole", {"config": json.dumps(as_json(other))})
+            assert to_array((await client.infer("whole", rows(1))).outputs[0])[0, 0] == 2
+            code, _ = server.post("/v2/repository/models/whole/unload", {"parameters": {"unload_dependents": True}})
+            assert code == 200
+            await eventually(lambda: server.resident() == {"twice"}, "the end of what only the ensemble needed")
+
+
 def as_json(text: str) -> Any:
     """A configuration in the form that load calls take."""
     config = text_format.Parse(text, mc.ModelConfig())

@@ -9,6 +9,7 @@ from roost.router.ends import (
     FIRST_BACKOFF_S,
     HEALTHY_AFTER_OOM_S,
     HEALTHY_AFTER_S,
+    LONGEST_BACKOFF_FOR_MODELS_S,
     LONGEST_BACKOFF_S,
     Backoff,
     End,
@@ -48,6 +49,13 @@ def test_short_lives_in_a_row_are_backed_off() -> None:
     assert waits[-1] == LONGEST_BACKOFF_S
     assert backoff.after(HEALTHY_AFTER_S, End.CRASHED) == 0.0
     assert backoff.after(0.1, End.KILLED) == 0.0, "the first of a row is most often a one-off"
+
+
+def test_others_do_not_wait_for_what_a_model_may_have_done() -> None:
+    backoff = Backoff()
+    waits = [backoff.after(0.1, End.CRASHED, had_work=True) for _ in range(12)]
+    assert max(waits) == LONGEST_BACKOFF_FOR_MODELS_S
+    assert backoff.after(0.1, End.OUT_OF_MEMORY, had_work=True) == LONGEST_BACKOFF_S
 
 
 def test_a_worker_that_is_killed_every_few_seconds_comes_back_at_once() -> None:

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
-from roost.router.graph_files import OwnAddress, load_graphs, parse_graph
+from roost.router.graph_files import MAX_DEPTH, OwnAddress, load_graphs, parse_graph
 from roost.router.graphs import Graph, Routing, Step
 
 OWN = OwnAddress(frozenset({"localhost", "10.0.0.7"}), 8080)
@@ -164,6 +164,7 @@ DOUBLING: dict[str, Any] = {
         (resource({**M, "condition": "a"}), "looks at the answer of the step before, and there is none"),
         (resource(M, routing="Switch"), "a step of a Switch needs a condition"),
         (resource(M, routing="Splitter"), "a step of a Splitter needs a weight"),
+        ({**resource(M), "spec": {**resource(M)["spec"], "timeout": 10**400}}, "timeout: Input should be less than"),
         (resource({"nodeName": "n"}), "node 'root': there is no node 'n'"),
         (resource({"nodeName": "root"}), "nodes lead in a circle: root -> root"),
         (
@@ -184,6 +185,17 @@ def test_mistakes_are_named(document: Any, gist: str) -> None:
     message = refusal(document)
     assert "here" in message
     assert gist in message
+
+
+@pytest.mark.parametrize("from_the_root", [True, False])
+def test_a_way_leads_through_so_many_nodes_and_no_more(from_the_root: bool) -> None:
+    last = MAX_DEPTH - 2
+    steps: list[dict[str, Any]] = [*({"nodeName": f"n{i + 1}"} for i in range(last)), M]
+    chain: dict[str, Any] = {f"n{i}": {"routerType": "Sequence", "steps": [step]} for i, step in enumerate(steps)}
+    nodes = dict(chain if from_the_root else reversed(chain.items()))
+    parse(resource({"nodeName": "n0"}, **nodes))
+    nodes["more"] = {"routerType": "Sequence", "steps": [{"nodeName": "root"}]}
+    assert f"a way leads through more than {MAX_DEPTH} nodes" in refusal(resource({"nodeName": "n0"}, **nodes))
 
 
 @pytest.mark.parametrize(

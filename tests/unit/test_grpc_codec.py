@@ -32,8 +32,9 @@ from roost.proto import grpc_service_pb2 as pb
 from roost.server import grpc_codec as codec
 from roost.server import grpc_messages as messages
 from roost.server import grpc_wire
-from roost.server.grpc_errors import STATUS_OF_CODE, details_of, status_of, trailing_metadata_of, unexpected
+from roost.server.grpc_errors import STATUS_OF_CODE, details_of, status_of, trailing_metadata_of
 from roost.server.grpc_receive import inflate
+from roost.server.unexpected import unexpected
 
 
 def decode(message: pb.ModelInferRequest, timeout_s: float = 60.0) -> InferRequest:

@@ -144,6 +144,48 @@ async def test_an_end_for_want_of_memory_counts_against_what_ran() -> None:
             await asyncio.sleep(100)
 
 
+@virtual
+async def test_the_last_strike_is_one_that_nobody_else_can_be_blamed_for() -> None:
+    async with bed(slots=2) as on:
+        bad, good = stateless(on, "bad"), stateless(on, "good")
+        for strike in range(QUARANTINE_CRASHES):
+            await on.make_resident(*(model for model in (bad, good) if not model.resident()))
+            bad.crashes = good.crashes = strike
+            sent = [on.submit(model) for model in (bad, good)]
+            await settle()
+            for job in on.farm.jobs:
+                job.start()
+            crash(on.process_of(bad))
+            assert all([isinstance(await outcome_of(each.future), Unavailable) for each in sent])
+            await asyncio.sleep(20)
+            assert (bad.crashes, good.crashes) == (min(strike + 1, QUARANTINE_CRASHES - 1),) * 2
+        await on.make_resident(bad)
+        bad.crashes = QUARANTINE_CRASHES - 1
+        alone = on.submit(bad)
+        await settle()
+        on.job(bad).start()
+        crash(on.process_of(bad))
+        assert isinstance(await outcome_of(alone.future), Unavailable)
+        await settle()
+        assert bad.failure is not None
+        assert bad.failure.final
+        assert good.failure is None
+
+
+@virtual
+async def test_that_no_worker_comes_is_not_held_against_a_model() -> None:
+    async with bed() as on:
+        a = on.model("a", 10)
+        await on.make_resident(a)
+        on.farm.may_start = False
+        crash(on.process_of(a))
+        assert isinstance(await outcome_of(on.submit(a).future), Unavailable)
+        assert a.failure is None
+        on.farm.may_start = True
+        await asyncio.sleep(20)
+        await on.make_resident(a)
+
+
 # What comes back
 
 

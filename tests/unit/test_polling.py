@@ -112,7 +112,7 @@ async def site(folder: Path, *, explicit: bool = False) -> AsyncIterator[Site]:
         try:
             await catalog.scan()
             await mesh.start()
-            control = Control(catalog, mesh, stats)
+            control = Control(catalog, mesh, stats, Traffic())
             polling = Polling(Looker(catalog, repositories, disk), control, 15.0)
             inference = Inference(catalog, mesh, Traffic(), disk, None if explicit else control.renew)
             yield Site(root, catalog, mesh, farm, ledger, control, polling, inference, stats)

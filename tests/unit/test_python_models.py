@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from roost.core.errors import Internal, InvalidArgument, Unavailable
 from roost.core.tensors import TensorSpec, to_array
+from roost.runtimes.printed import BURST_LINES, LINE_BYTES, LINES_PER_S, Lines
 from roost.runtimes.python import triton_utils as pb_utils
 from roost.runtimes.python.adapter import ENDS_IN_A_ROW, MOST_PAUSE_S, Restarts, python_of
 from roost.runtimes.python.contract import Answers, signature_of_config
 from roost.runtimes.python.opening import Order
-from roost.runtimes.python.output import BURST_LINES, LINE_BYTES, LINES_PER_S, Lines
 from roost.runtimes.python.triton_config import ModelConfig
 
 ANSWERS = Answers((TensorSpec("y", "FP32", (-1, 2)), TensorSpec("text", "BYTES", (-1,)), TensorSpec("n", "INT8", ())))

@@ -236,15 +236,29 @@ async def test_who_gives_up_lets_others_go() -> None:
         await settle()
         waiting, behind, late = on.submit(large), on.submit(small), on.submit(large, timeout_s=5.0)
         await settle()
-        assert len(on.farm.jobs) == 1, "one unit is free, but it is what the large one waits for"
         waiting.cancel()
+        await settle()
+        assert len(on.farm.jobs) == 1, "one unit is free, but it is what the large one waits for"
         await asyncio.sleep(6.0)
         assert late.future.exception() is not None
-        on.job(small).answer()
+        assert len(on.farm.jobs) == 2, "nobody waits for the other unit any more"
+        on.answer_all()
+        await asyncio.gather(first.future, behind.future)
+
+
+@virtual
+async def test_whose_client_has_gone_keeps_nobody_waiting() -> None:
+    async with bed(slots=4, rate_limits=(RateLimit("R", 2),)) as on:
+        small, large = limited(on, "small", 1), limited(on, "large", 2)
+        await on.make_resident(small, large)
+        on.submit(small)
         await settle()
-        assert first.future.done()
-        on.job(small).answer()
-        await behind.future
+        waiting = on.submit(large)
+        on.submit(small)
+        await settle()
+        waiting.cancel()
+        assert len(on.farm.jobs) == 2
+        on.answer_all()
 
 
 @virtual
@@ -262,7 +276,8 @@ async def test_who_needs_nothing_any_more_keeps_nobody_waiting() -> None:
         on.job(large).answer()
         on.job(small).answer()
         await settle()
-        assert released.future.done() and behind.future.done()
+        assert released.future.done()
+        assert behind.future.done()
 
 
 @virtual

@@ -52,8 +52,8 @@ class Limit(StrEnum):
 
     ``DEADLINE`` is one that passed before the model began, ``RUN_DEADLINE`` one that passed while it ran. ``WORKER`` is
     any limit that a worker or the model itself ran into. ``LAG`` is a server that is too far behind to answer in time.
-    ``LOAD_WAIT`` is a load that would take longer than the request may wait. ``SEQUENCES`` are sequences of requests that
-    have not ended, or the memory that their state takes.
+    ``LOAD_WAIT`` is a load that would take longer than the request may wait. ``SEQUENCES`` are sequences of requests
+    that have not ended, or the memory that their state takes.
     """
 
     QUEUE_FULL = "queue_full"

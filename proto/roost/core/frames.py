@@ -108,7 +108,7 @@ class FrameType(IntEnum):
     REGION_ADD = 14  # R→W  a shared-memory region, its descriptor on the second socket
     REGION_DROP = 15  # R→W  the region is not used any more
     CALL = 16  # W→R  a model calls another model; a RESPONSE or an ERROR answers it, a CANCEL gives it up
-    TRIM = 17  # R→W  give memory back that is free
+    TRIM = 17  # R→W  give memory back that is free, or that processes of models have over a limit
 
 
 _TYPE_RUN = int(FrameType.RUN)

@@ -1,8 +1,10 @@
-"""Tasks that belong to a block of code."""
+"""Tasks that belong to a block of code, and blocks that belong to a request."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,3 +19,8 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
+
+
+def by_deadline(deadline: float) -> asyncio.Timeout:
+    """``asyncio.timeout`` up to a time of ``time.monotonic``; infinity is for ever."""
+    return asyncio.timeout(deadline - time.monotonic() if deadline < math.inf else None)

@@ -122,7 +122,7 @@ async def router(
                 _warn_of_what_is_unknown(traffic, catalog)
                 await mesh.start()
                 parts = _Parts(settings, learned, catalog, mesh, ledger, stats, disk)
-                control = Control(catalog, mesh, stats)
+                control = Control(catalog, mesh, stats, traffic)
                 proofs = Proofs(batching, ledger, mesh.loader.room, catalog, parts.preparer())
                 preload = Preload(learned, catalog, mesh.loader, ledger, disk, lambda: mesh.busy)
                 watch = _watch_of_gpus(parts, read_gpu, asking_gpus) if mesh.gpus else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -176,12 +176,12 @@ class Catalog:
         ensemble = model.description.ensemble if model is not None and model.description is not None else None
         return ensemble.models if ensemble is not None else ()
 
-    def ensembles_with(self, step: str) -> list[str]:
-        """The ensembles that may be asked for and have a model as a step."""
+    def ensembles_with(self, steps: Set[str]) -> list[str]:
+        """The ensembles that may be asked for and have one of these models, or routes, as a step."""
         return [
             name
             for name, model in self._models.items()
-            if step in self.steps_of(name)
+            if not steps.isdisjoint(self.steps_of(name))
             and any(v.availability is Availability.READY for v in model.versions.values())
         ]
 

@@ -22,6 +22,7 @@ from roost.router.models import UNLOADED, Model, Version
 from roost.router.revision import Revision
 from roost.router.states import Availability, AvailabilityEvent
 from roost.router.stats import Stats
+from roost.router.traffic import Traffic
 
 LOOKS_EVERY_S = 1.0
 
@@ -31,12 +32,19 @@ log = logging.getLogger(__name__)
 class Control:
     """See the module.
 
+    Args:
+        catalog: The models.
+        mesh: Loads them.
+        stats: Has their counters.
+        traffic: Routes, which steps of ensembles follow.
+
     Attributes:
         verify: Checks that an ensemble can be served.
     """
 
-    def __init__(self, catalog: Catalog, mesh: Mesh, stats: Stats) -> None:
+    def __init__(self, catalog: Catalog, mesh: Mesh, stats: Stats, traffic: Traffic) -> None:
         self._catalog = catalog
+        self._traffic = traffic
         self._mesh = mesh
         self._stats = stats
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # one change of a model at a time
@@ -101,9 +109,10 @@ class Control:
         ensemble = model.description.ensemble if model.description is not None else None
         missing: dict[str, None] = {}
         for step in ensemble.steps if ensemble is not None else ():
-            found = self._catalog.known(step.model, step.version)
+            name, version = self._traffic.resolve_main(step.model, step.version)
+            found = self._catalog.known(name, version)
             if found is None or found.availability is not Availability.READY:
-                missing[step.model] = None
+                missing[name] = None
         return list(missing)
 
     async def _load_steps(self, names: Sequence[str], above: tuple[str, ...]) -> None:
@@ -134,8 +143,10 @@ class Control:
         self._require_explicit()
         steps = self._catalog.steps_of(name) if dependents else ()
         await self._unload(name)
-        for step in steps:
-            if step in self._along and not self._catalog.ensembles_with(step):
+        of_routes = {route: self._traffic.resolve_main(route, "")[0] for route in self._traffic.routes}
+        for step in dict.fromkeys(of_routes.get(step, step) for step in steps):
+            names = {step, *(route for route, model in of_routes.items() if model == step)}
+            if step in self._along and not self._catalog.ensembles_with(names):
                 self._along.discard(step)
                 await self.unload(step, dependents=True)
 

@@ -21,7 +21,7 @@ from roost.registry_client.model_config import effective_signature
 from roost.router.catalog import Catalog
 from roost.router.devices import Devices
 from roost.router.failures import failure_error
-from roost.router.instances import LoadTimedOut, WorkerEnded, WorkerLost, create, discard
+from roost.router.instances import LoadTimedOut, NoWorkerCame, WorkerEnded, WorkerLost, create, discard
 from roost.router.learned import Measured
 from roost.router.loads import Load
 from roost.router.placement import Ledger
@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 _FILES_KNOWN_S = 0.05
 """The request that wants the load may have had its model's files looked at just before."""
+
+MOST_LOSSES = 3
+"""After so many losses of its worker in a row a load is given up; what is to blame for all of them is in quarantine."""
 
 _WORKER_ERRORS = (Internal, ResourceExhausted)
 """What another worker may do better."""
@@ -122,16 +125,16 @@ class Creator:
 
     async def _from_files(self, load: Load) -> None:
         revision = load.revision
-        is_lost = False
+        losses = 0
         while True:
             failures = len(load.failed_on)
             try:
                 return await self._once(load)
             except WorkerLost:
-                if is_lost:
+                losses += 1
+                if losses == MOST_LOSSES:
                     raise
-                is_lost = True
-                log.warning("the worker that loaded %s was lost: it is tried once more", revision.key)
+                log.warning("the worker that loaded %s was lost: it is tried again", revision.key)
             except _WORKER_ERRORS as error:
                 if len(load.failed_on) == failures or not self._places(load):
                     raise
@@ -206,7 +209,7 @@ class Creator:
                 while not (workers := self._ranked(load)):
                     await self._worker_came.wait()
         except TimeoutError:
-            raise Unavailable(f"no worker that may load it was up within {timeout_s:g} s, see the log") from None
+            raise NoWorkerCame(f"no worker that may load it was up within {timeout_s:g} s, see the log") from None
         return workers
 
     def _ranked(self, load: Load) -> list[Worker]:

@@ -63,6 +63,7 @@ class Dispatcher:
         self._soon: list[Revision] = []
         self.contended: dict[Revision, None] = {}
         self.limiting = Limiting(limiter, self.pump)
+        queues.when_left = self.limiting.left
         self._expiry = Expiry(queues, runs)
 
     def begin_use(self, revision: Revision) -> None:

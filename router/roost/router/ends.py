@@ -25,6 +25,8 @@ HEALTHY_AFTER_S = 2.0
 HEALTHY_AFTER_OOM_S = 60.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
+LONGEST_BACKOFF_FOR_MODELS_S = 0.5
+"""Where a model may have been the reason: it will not be the reason for ever, and the others wait."""
 
 
 class End(Enum):
@@ -75,12 +77,13 @@ class Backoff:
     def __init__(self) -> None:
         self._short_lives = 0
 
-    def after(self, lived_s: float, end: End) -> float:
+    def after(self, lived_s: float, end: End, *, had_work: bool = False) -> float:
         """A process has ended: how many seconds to wait.
 
         Args:
             lived_s: How long it was up; 0 if it never was.
             end: Why it ended.
+            had_work: Whether it ran or loaded something then.
         """
         healthy_after_s = HEALTHY_AFTER_OOM_S if end is End.OUT_OF_MEMORY else HEALTHY_AFTER_S
         if lived_s >= healthy_after_s:
@@ -89,4 +92,6 @@ class Backoff:
         self._short_lives += 1
         if self._short_lives == 1:  # most often a one-off
             return 0.0
-        return float(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(self._short_lives - 2, 16)))
+        is_models_fault = had_work and end is not End.OUT_OF_MEMORY
+        longest_s = LONGEST_BACKOFF_FOR_MODELS_S if is_models_fault else LONGEST_BACKOFF_S
+        return float(min(longest_s, FIRST_BACKOFF_S * 2 ** min(self._short_lives - 2, 16)))

@@ -8,6 +8,7 @@ from roost.core.errors import Internal
 from roost.core.frames import StepTimes
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import NO_PARAMETERS, Parameters, Tensor
+from roost.registry_client.sequences import SEQUENCE_END, SEQUENCE_ID, SEQUENCE_START
 from roost.router.ensemble_plan import Plan, Ways
 from roost.router.ensemble_run import Spent
 from roost.router.revision import Revision
@@ -15,7 +16,7 @@ from roost.router.revision import Revision
 MAX_DEPTH = 32
 """Ensembles within ensembles. Circles are found before; this ends those that came about since."""
 
-_ECHOED = ("sequence_id", "sequence_start", "sequence_end")
+_ECHOED = (SEQUENCE_ID, SEQUENCE_START, SEQUENCE_END)
 
 
 def inputs_of(revision: Revision, request: InferRequest) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def response_of(
 
 def _echoed(parameters: Parameters) -> Parameters:
     """Of a sequence the response says which it belongs to, as Triton's ensembles do."""
-    if "sequence_id" not in parameters:
+    if SEQUENCE_ID not in parameters:
         return NO_PARAMETERS
     return {name: parameters[name] for name in _ECHOED if name in parameters}
 

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Protocol
 
-from roost.core.errors import InvalidArgument, RoostError, Unavailable, Unimplemented
+from roost.core.errors import InvalidArgument, RoostError, Unavailable
 from roost.core.requests import InferRequest, InferResponse
 from roost.core.tensors import Tensor
 from roost.router.asking import Asking
@@ -25,6 +25,7 @@ from roost.router.ensemble_plan import Plan, Route, StepModel, Ways, error_at
 from roost.router.ensemble_run import Ended, RouteRun, depth_of, step_request
 from roost.router.revision import Revision
 from roost.router.states import Availability
+from roost.router.streams import needs_stream
 from roost.router.traffic import Traffic
 from roost.router.validation import Contract
 
@@ -70,10 +71,7 @@ class Ensembles:
         began = time.monotonic()
         plan, ways = await self._begin(revision, request)
         if ways.tail is not None:
-            raise Unimplemented(
-                f"model '{plan.name}' may answer a request more or less than once, and this call doesn't "
-                "support models with decoupled transaction policy"
-            )
+            raise needs_stream(plan.name)
         ended = await self._run(plan, ways.head, request, inputs_of(revision, request))
         response = response_of(revision, plan, ways, request, ended.tensors)
         note_spent(revision, request, rows, began, ended.spent)

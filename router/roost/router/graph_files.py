@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MAX_ASKED = 1000
 """How many times one request may ask models at most: nodes that lead to others twice over double it each time."""
+
+MAX_DEPTH = 200
+"""How many nodes a way may lead through: a request has each of them on its stack."""
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Hosts of URLs that lead to this machine."""
@@ -38,6 +41,9 @@ class OwnAddress:
 
     hosts: frozenset[str] = frozenset()
     port: int = 0
+
+
+Seconds: TypeAlias = Annotated[int, Field(gt=0, le=2**31)]
 
 
 class _Read(BaseModel):
@@ -66,7 +72,7 @@ class _Node(_Read):
 class _Timeouts(BaseModel):
     """The others are about connections, which are this server's own."""
 
-    client_s: Annotated[int, Field(gt=0)] | None = Field(default=None, alias="serviceClient")
+    client_s: Seconds | None = Field(default=None, alias="serviceClient")
 
 
 class _Spec(BaseModel):
@@ -74,7 +80,7 @@ class _Spec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     nodes: dict[str, _Node]
-    timeout_s: Annotated[int, Field(gt=0)] | None = Field(default=None, alias="timeout")
+    timeout_s: Seconds | None = Field(default=None, alias="timeout")
     timeouts: _Timeouts = Field(default=_Timeouts(), alias="routerTimeouts")
 
 
@@ -251,11 +257,15 @@ def _check_ways(nodes: Mapping[str, Node], where: str) -> None:
         InvalidArgument: If one leads to no node, back to where it was, or to more steps than a request may take.
     """
     asked: dict[str, int] = {}
+    depths: dict[str, int] = {}
+    too_deep = InvalidArgument(f"{where}: a way leads through more than {MAX_DEPTH} nodes")
 
     def count(name: str, way: tuple[str, ...]) -> int:
         if name in way:
             raise InvalidArgument(f"{where}: nodes lead in a circle: {' -> '.join((*way[way.index(name) :], name))}")
         if name not in asked:
+            if len(way) >= MAX_DEPTH:
+                raise too_deep
             node = nodes[name]
             counts = []
             for step in node.steps:
@@ -264,12 +274,12 @@ def _check_ways(nodes: Mapping[str, Node], where: str) -> None:
                 counts.append(count(step.node, (*way, name)) if step.node else 1)
             takes_all = node.routing in (Routing.SEQUENCE, Routing.ENSEMBLE)
             asked[name] = min(sum(counts) if takes_all else max(counts), MAX_ASKED + 1)
+            depths[name] = 1 + max((depths[step.node] for step in node.steps if step.node), default=0)
         return asked[name]
 
-    try:
-        for name in nodes:
-            count(name, ())
-    except RecursionError:
-        raise InvalidArgument(f"{where}: nodes lead to each other too deeply") from None
+    for name in nodes:
+        count(name, ())
+    if max(depths.values()) > MAX_DEPTH:
+        raise too_deep
     if asked[ROOT] > MAX_ASKED:
         raise InvalidArgument(f"{where}: one request may ask models more than {MAX_ASKED} times")

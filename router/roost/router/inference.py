@@ -15,8 +15,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from roost.core.errors import DeadlineExceeded, RoostError, Unavailable, Unimplemented
+from roost.core.errors import DeadlineExceeded, RoostError, Unavailable
 from roost.core.requests import Done, InferRequest, InferResponse, Ticket
+from roost.core.tasks import by_deadline
 from roost.router.asking import Asking
 from roost.router.catalog import Catalog
 from roost.router.classification import Classes, wanted_counts
@@ -29,7 +30,7 @@ from roost.router.response_cache import ResponseCache
 from roost.router.revision import Revision
 from roost.router.sequencing import Sequencing, draw_of
 from roost.router.states import Availability, InstanceState
-from roost.router.streams import ResponseStream
+from roost.router.streams import ResponseStream, needs_stream
 from roost.router.traffic import Traffic
 from roost.router.validation import Contract
 
@@ -132,10 +133,7 @@ class Inference:
             response = await self.ensembles.infer(revision, request, taken[0])
             return response if classes is None else await self._classify(response, classes)
         if revision.decoupled:
-            raise Unimplemented(
-                f"model '{revision.key.name}' may answer a request more or less than once, and this call doesn't "
-                "support models with decoupled transaction policy"
-            )
+            raise needs_stream(revision.key.name)
         return await self._run(revision, request)
 
     async def infer_stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
@@ -242,7 +240,7 @@ class Inference:
     async def _contract(self, revision: Revision, deadline: float) -> Contract:
         """The contract of a revision that was not used since the start: from the store, else by loading it."""
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+            async with by_deadline(deadline):
                 await self.recall(revision)
                 if revision.contract is None:
                     await self._mesh.loader.bring(revision, deadline=deadline)
@@ -295,7 +293,7 @@ class Inference:
         if revision.failure is None or revision.retired or self._renew is None:
             return revision.failure is not None and revision.retired
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+            async with by_deadline(deadline):
                 return await self._renew(revision)
         except TimeoutError:
             return False

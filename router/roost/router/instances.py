@@ -46,6 +46,10 @@ class WorkerLost(WorkerEnded):
         return (await asyncio.shield(self._reaped)).suspects
 
 
+class NoWorkerCame(Unavailable):
+    """The load did not begin, as no worker was up; that is no fault of the model's."""
+
+
 class LoadTimedOut(Unavailable):
     """The load took too long and was given up; the worker is as it was."""
 

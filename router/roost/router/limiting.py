@@ -1,4 +1,4 @@
-"""Step 6 of the data path, the shell around ``rate_limits``: runs hold resources, and others go when they have ended."""
+"""Step 6 of the data path, the shell around ``rate_limits``: runs hold resources, and others go when they end."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from roost.core.errors import Cancelled, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, RoostError
 from roost.router.catalog import Catalog
 from roost.router.failures import Fault, failure_error, next_failure
+from roost.router.instances import NoWorkerCame
 from roost.router.revision import Revision
 from roost.router.spread import Unplaceable
 from roost.router.stats import Stats
@@ -49,7 +50,7 @@ class LoadFailures:
 
     def remember(self, revision: Revision, error: RoostError) -> RoostError:
         """Keeps a failure and says what the callers are told; want of memory or of a place is not kept."""
-        if isinstance(error, ResourceExhausted | Cancelled | Unplaceable):
+        if isinstance(error, ResourceExhausted | Cancelled | Unplaceable | NoWorkerCame):
             return error
         fault = Fault.ARTIFACT if isinstance(error, _ARTIFACT_ERRORS) else Fault.WORKER
         now = time.monotonic()

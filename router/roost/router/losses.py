@@ -125,7 +125,7 @@ class Losses:
         blamed = {worker.blamed} if worker.blamed is not None else set()
         suspects = loss.suspects if end.suspects else blamed
         for revision in suspects:
-            self._crashed(revision)
+            self._crashed(revision, is_alone=len(suspects) == 1)
         if end.runs_again and not self._stopping:
             for revision in {pending.revision: None for pending in self._send_again(loss.begun)}:
                 self._dispatcher.pump(revision)
@@ -139,8 +139,14 @@ class Losses:
                 if resident.revision not in suspects and (resident.pinned or end is not End.OUT_OF_MEMORY)
             )
 
-    def _crashed(self, revision: Revision) -> None:
-        """A revision was running or loading when its worker died: the third time in a row it is put in quarantine."""
+    def _crashed(self, revision: Revision, *, is_alone: bool) -> None:
+        """A revision was running or loading when its worker died: the third time in a row it is put in quarantine.
+
+        Not if others may have been the reason as well that time: or a bad model would take those along that come back
+        to its worker again and again.
+        """
+        if not is_alone and revision.crashes >= QUARANTINE_CRASHES - 1:
+            return
         revision.crashes += 1
         if revision.crashes < QUARANTINE_CRASHES:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from roost.core.errors import DeadlineExceeded, Limit, ResourceExhausted
 from roost.router.loading import Loader
@@ -44,6 +44,7 @@ class Queues:
     Attributes:
         requests: How many wait.
         bytes: What their input tensors take.
+        when_left: Called for a revision that needs resources to run, once it has no requests any more.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Queues:
         self._request_timeout_s = request_timeout_s
         self.requests = 0
         self.bytes = 0
+        self.when_left: Callable[[Revision], None] | None = None
 
     def has_room(self, revision: Revision, nbytes: int) -> bool:
         """Whether another request may wait."""
@@ -204,6 +206,8 @@ class Queues:
         elif revision.claimed:
             revision.claimed = False
             self._loader.left(revision, self._ledger.unclaim(revision))
+            if revision.demand is not None and self.when_left is not None:
+                self.when_left(revision)
 
     def remove(self, pending: Pending) -> None:
         """A request waits no more; one that does not wait is fine."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 from roost.core.errors import DeadlineExceeded, RoostError
 from roost.core.requests import InferRequest, InferResponse
+from roost.core.tasks import by_deadline
 from roost.core.tensors import Buffer, Parameters, Tensor
 from roost.router.cache_counts import CacheStats, CacheTotals
 from roost.router.revision import Revision
@@ -166,7 +166,7 @@ def _counts_of(revision: Revision) -> CacheStats:
 async def _wait(flight: asyncio.Future[Kept | None], deadline: float) -> Kept | None:
     """What came of a request that was the same; None if nothing that another one could have as well."""
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+        async with by_deadline(deadline):
             return await asyncio.shield(flight)
     except TimeoutError:
         raise DeadlineExceeded("Request timeout expired while one that is the same was running") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from roost.core.errors import DeadlineExceeded, Limit, RoostError, Unavailable
 from roost.core.requests import InferRequest, InferResponse, RequestedOutput, Ticket
+from roost.core.tasks import by_deadline
 from roost.core.tensors import Parameters, Tensor
 from roost.registry_client.sequences import PARAMETERS
 from roost.router.intake import Taken
@@ -208,7 +209,7 @@ async def until(deadline: float, what: Awaitable[object]) -> None:
         DeadlineExceeded: If that passes before.
     """
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic()) if deadline < math.inf else None):
+        async with by_deadline(deadline):
             await what
     except TimeoutError:
         text = "Request timeout expired while the request was in line in its sequence"

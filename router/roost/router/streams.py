@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
-from roost.core.errors import RoostError
+from roost.core.errors import RoostError, Unimplemented
 from roost.core.frames import Credit
 from roost.core.requests import InferResponse
 
@@ -88,3 +88,11 @@ class ResponseStream:
         assert self._link is not None
         self._link.send_credit(self._run, Credit(self._owed_responses, self._owed_bytes))
         self._owed_responses = self._owed_bytes = 0
+
+
+def needs_stream(model: str) -> Unimplemented:
+    """What is said of a request to a decoupled model, or an ensemble with one, that wants exactly one answer."""
+    return Unimplemented(
+        f"model '{model}' may answer a request more or less than once, and this call doesn't support models with "
+        "decoupled transaction policy"
+    )

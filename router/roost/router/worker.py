@@ -129,6 +129,7 @@ class Worker:
     _ended_for: End | None = None
     _up_at: float = math.inf
     _lost_link: Link | None = None
+    _had_work: bool = False
 
     @property
     def up(self) -> bool:
@@ -177,7 +178,7 @@ class Worker:
                 except asyncio.CancelledError:  # the stop came meanwhile: a process that was begun with is waited for
                     await self._end()
                     raise
-            backoff_s = backoff.after(max(0.0, time.monotonic() - self._up_at), end)
+            backoff_s = backoff.after(max(0.0, time.monotonic() - self._up_at), end, had_work=self._had_work)
             self.restarts += 1
             log.warning("worker %d ended and is started again in %.1f s", self.id, backoff_s)
             if backoff_s:
@@ -191,7 +192,7 @@ class Worker:
             self._process.kill()
 
     async def _run_once(self) -> None:
-        self.state, self._ended_for, self.blamed = "starting", None, None
+        self.state, self._ended_for, self.blamed, self._had_work = "starting", None, None, False
         self._lost.clear()
         self.reaped = asyncio.get_running_loop().create_future()
         hello = self._hello = asyncio.get_running_loop().create_future()
@@ -305,6 +306,7 @@ class Worker:
         if self.state == "down":
             return
         was_up = self.up
+        self._had_work = bool(self.runs) or any(i.state is InstanceState.LOADING for i in self.instances.values())
         self.state = "down"
         self.recycling = False
         self._lost.set()

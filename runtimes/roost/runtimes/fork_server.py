@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from roost.runtimes.child import configure_child_logging, die_with_parent, ignore_terminal, name_process
-from roost.runtimes.python.output import Lines
+from roost.runtimes.printed import Lines
 from roost.runtimes.worker import Assignment, WorkerOptions, add_worker_options, import_all, work, worker_options
 
 MESSAGE_BYTES = 4096

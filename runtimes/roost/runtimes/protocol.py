@@ -89,6 +89,11 @@ class LoadSpec:
     calls: Calls | None = None
 
     @property
+    def may_bring_code(self) -> bool:
+        """Whether the model may run code of its own."""
+        return self.options.get("roost.allow_code") == "true"
+
+    @property
     def makes_threads(self) -> bool:
         """Whether the model may be run by threads that its load starts."""
         return self.threads > 1 or any(key.endswith("thread_count") for key in self.options)

@@ -25,7 +25,6 @@ from roost.runtimes.protocol import LoadSpec
 from roost.runtimes.sklearn_parts import check_arrays
 from roost.runtimes.sklearn_types import CHECKED_TYPES, HARMLESS_TYPES
 from roost.runtimes.tabular import head_of
-from roost.runtimes.tabular_options import is_code_allowed
 
 TRUSTED_TYPES = "trusted_types"
 """The option with more types to trust, with commas between them."""
@@ -125,7 +124,7 @@ def _check_sizes(path: str) -> None:
 def _types_of_config(spec: LoadSpec) -> list[str]:
     """Types that the configuration trusts: only where code is allowed, since their own code makes them."""
     types = [name.strip() for name in spec.options.get(TRUSTED_TYPES, "").split(",") if name.strip()]
-    if types and not is_code_allowed(spec.options):
+    if types and not spec.may_bring_code:
         raise InvalidArgument(
             f"parameter '{TRUSTED_TYPES}': to make objects of more types is to run their code, which this server "
             "allows with --allow-code only"
@@ -143,7 +142,7 @@ def _not_trusted(types: Sequence[str]) -> str:
 
 def _read_pickle(spec: LoadSpec) -> Any:
     name = os.path.basename(spec.path)
-    if not is_code_allowed(spec.options):
+    if not spec.may_bring_code:
         raise InvalidArgument(
             f"'{name}' is no skops file, and a pickle can run any code when it is read: save the model with "
             "skops.io.dump(model, 'model.skops'), or start the server with --allow-code"

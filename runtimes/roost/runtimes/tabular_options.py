@@ -39,8 +39,3 @@ def declared(options: Mapping[str, str], key: str) -> tuple[Declared, ...]:
         if row.datatype and row.datatype not in DATATYPES:
             raise InvalidArgument(f"'{row.name}' has the datatype '{row.datatype}', which there is not")
     return found
-
-
-def is_code_allowed(options: Mapping[str, str]) -> bool:
-    """Whether the model may bring code."""
-    return options.get("roost.allow_code") == "true"

@@ -12,9 +12,10 @@ from roost.core.errors import InvalidArgument, RoostError, limit_of
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import forwarded
-from roost.server.grpc_errors import abort, as_value, status_of, unexpected
+from roost.server.grpc_errors import abort, as_value, status_of
 from roost.server.grpc_receive import ReceiveGate
 from roost.server.transport_options import TransportOptions
+from roost.server.unexpected import unexpected
 
 Call: TypeAlias = Callable[[bytes, Any, float], Awaitable[bytes]]
 Parts: TypeAlias = Sequence[Buffer]

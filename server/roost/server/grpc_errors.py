@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from roost.core.errors import Code, Internal, LoadFailed, PollFailed, RegionTooSmall, RoostError
+from roost.core.errors import Code, LoadFailed, PollFailed, RegionTooSmall, RoostError
 
-_LOG = logging.getLogger(__name__)
 _CORE_LOG = logging.getLogger("grpc._cython.cygrpc")  # what grpc.aio itself has to say
 
 STATUS_OF_CODE: Mapping[Code, grpc.StatusCode] = {
@@ -74,13 +72,6 @@ def status_of(error: RoostError, method: str = "", compat_triton: bool = False) 
         return STATUS_OF_CODE[error.code]
     by_error = _TRITON_STATUS_OF_ERROR.get(type(error))
     return by_error or _TRITON_STATUS_OF_METHOD.get((method, error.code)) or _TRITON_STATUS_OF_CODE[error.code]
-
-
-def unexpected(error: Exception, method: str) -> Internal:
-    """Makes what a client sees of an error nobody foresaw: an id, under which the log holds the traceback."""
-    error_id = secrets.token_hex(4)
-    _LOG.error("unexpected error %s in %s", error_id, method, exc_info=error)
-    return Internal(f"internal error {error_id}")
 
 
 def as_value(error: RoostError) -> RoostError:

@@ -14,12 +14,13 @@ from roost.core.errors import RoostError, limit_of
 from roost.core.requests import InferResponse, Ticket
 from roost.core.tensors import Buffer
 from roost.server.data_plane_protocol import DataPlane
-from roost.server.grpc_errors import as_value, unexpected
+from roost.server.grpc_errors import as_value
 from roost.server.grpc_frames import PREFIX_BYTES
 from roost.server.grpc_head import CallHead, find
 from roost.server.grpc_plain import InferCodec
 from roost.server.http2 import frames
 from roost.server.http2.streams import IncomingStream, Stream, keep_piece
+from roost.server.unexpected import unexpected
 
 if TYPE_CHECKING:
     from roost.server.grpc_native_connection import GrpcConnection

@@ -11,8 +11,9 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 from roost.core.errors import RoostError
 from roost.proto.pool import POOL
 from roost.server.grpc_codec import parse_message
-from roost.server.grpc_errors import abort, as_value, unexpected
+from roost.server.grpc_errors import abort, as_value
 from roost.server.grpc_receive import ReceiveGate
+from roost.server.unexpected import unexpected
 
 REFLECTION_SERVICE_NAME: Final = "grpc.reflection.v1alpha.ServerReflection"
 

@@ -25,10 +25,11 @@ from roost.core.tensors import Buffer
 from roost.server import grpc_codec as codec
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.grpc_calls import Calls, header_of
-from roost.server.grpc_errors import as_value, unexpected
+from roost.server.grpc_errors import as_value
 from roost.server.grpc_limits import GrpcLimits
 from roost.server.grpc_receive import StreamGate
 from roost.server.grpc_turns import Turns
+from roost.server.unexpected import unexpected
 
 STREAM_METHOD: Final = "ModelStreamInfer"
 _ERRORS_HEADER: Final = "triton_grpc_error"

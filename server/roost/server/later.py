@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
 from roost.core.errors import Internal, RoostError
 from roost.core.requests import Done, InferResponse
-
-log = logging.getLogger(__name__)
+from roost.server.unexpected import unexpected
 
 
 class Later:
@@ -47,5 +45,4 @@ class Later:
         elif isinstance(error, RoostError):
             done(error)
         else:
-            log.error("unexpected error in a request", exc_info=error)
-            done(Internal("internal error"))
+            done(unexpected(error, "inference"))

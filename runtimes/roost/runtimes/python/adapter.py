@@ -71,7 +71,7 @@ class PythonRuntime:
             InvalidArgument: If the model is to blame.
             RoostError: As ``Runtime.load``.
         """
-        if spec.options.get("roost.allow_code") != "true":
+        if not spec.may_bring_code:
             raise FailedPrecondition("the model is a Python program: the server needs --allow-code for it")
         order = Order(spec.path, spec.root, {**spec.options, **self._kind}, spec.threads)
         start = partial(self._start, order, python_of(order), spec.calls, _grace_s(order))

@@ -37,10 +37,10 @@ from roost.core.tensors import Buffer, Signature, Tensor
 from roost.core.units import format_bytes
 from roost.runtimes.link import Frame, Link, PayloadTooLarge, until_readable
 from roost.runtimes.memory import family_memory_of
+from roost.runtimes.printed import Lines
 from roost.runtimes.protocol import Calls, RunHandle
 from roost.runtimes.python.asking import Asking, Gone
 from roost.runtimes.python.opening import Order
-from roost.runtimes.python.output import Lines
 from roost.runtimes.python.spawning import cause_of, kill_group, kill_left, new_mark, spawn
 
 UNLOAD_S: Final = 5.0

@@ -1,6 +1,6 @@
 """What the process of a model says to the log: lines of its stderr, with their level in front.
 
-The worker reads them (``output``); whatever else is printed there is a line of the model's.
+The worker reads them (``roost.runtimes.printed``); whatever else is printed there is a line of the model's.
 """
 
 from __future__ import annotations
@@ -9,12 +9,8 @@ import contextlib
 import logging
 import os
 import sys
-from typing import Final
 
-MARK: Final = b"\x1e"
-"""Begins a line that has a level: the letter behind it."""
-
-LEVELS: Final = {"D": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
+from roost.runtimes.printed import LEVELS, MARK
 
 _STDERR = 2
 

@@ -86,7 +86,7 @@ def use_threads(count: int) -> None:
 def _load(spec: LoadSpec, device: torch.device) -> Program:
     archive = _archive(spec.path)
     kind = kind_of(archive)
-    if spec.options.get("roost.allow_code") != "true":
+    if not spec.may_bring_code:
         if kind in (Kind.COMPILED, Kind.OLD_EXPORT):
             raise FailedPrecondition(f"a model of {kind.value} may run any code: it needs --allow-code")
         if kind is Kind.SCRIPT:

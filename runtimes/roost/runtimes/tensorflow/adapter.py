@@ -26,7 +26,6 @@ from roost.runtimes.tensorflow.values import DATATYPES, OTHER_DATATYPES, Values
 SIGNATURE_OPTION = "TF_SIGNATURE_DEF"
 TAG_OPTION = "TF_GRAPH_TAG"
 
-_ALLOW_CODE = "roost.allow_code"
 _DECLARED = ("roost.inputs", "roost.outputs")
 _NEEDS_CODE = "models that bring code are loaded only with --allow-code"
 _MAX_FETCHES = 8
@@ -102,7 +101,7 @@ class TensorflowRuntime:
         meta_graph = read_meta_graph(folder, spec.options.get(TAG_OPTION, ""))
         signature = meta_graph.signature(spec.options.get(SIGNATURE_OPTION, ""))
         interface = interface_of(signature, spec.options)
-        if spec.options.get(_ALLOW_CODE) != "true":
+        if not spec.may_bring_code:
             unsafe = unsafe_operations(meta_graph, signature)
             if unsafe:
                 raise InvalidArgument(
@@ -122,7 +121,7 @@ class TensorflowRuntime:
 
 
 def _export(spec: LoadSpec, folder: str) -> None:
-    if spec.options.get(_ALLOW_CODE) != "true":
+    if not spec.may_bring_code:
         raise InvalidArgument(f"a .keras file is made to run code when it is read: {_NEEDS_CODE}")
     export_keras(spec.path, folder, spec.cancellation)
 

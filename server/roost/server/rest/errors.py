@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
 
 from aiohttp import web
 from roost.core.errors import Code, InvalidArgument, Limit, LoadFailed, PollFailed, RegionTooSmall, RoostError
-
-_log = logging.getLogger(__name__)
+from roost.server.unexpected import unexpected
 
 HTTP_STATUS: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 400,
@@ -155,6 +152,5 @@ def _triton_status(error: RoostError, call: str) -> int:
 
 def unexpected_error(error: BaseException | None) -> web.Response:
     """The answer to a defect: an id that finds the traceback in the log, and nothing else."""
-    error_id = secrets.token_hex(4)
-    _log.error("unexpected error %s", error_id, exc_info=error)
-    return error_response(500, f"internal error {error_id}; the server's log has the details")
+    shown = unexpected(error, "a REST call")
+    return error_response(500, f"{shown.message}; the server's log has the details")

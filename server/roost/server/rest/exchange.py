@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from multidict import istr
 from roost.core.errors import DeadlineExceeded
 from roost.core.metadata import ModelMetadata
 from roost.core.requests import InferRequest, RequestContext
+from roost.core.tasks import by_deadline
 from roost.core.tensors import NO_PARAMETERS, Buffer, Parameters
 from roost.server.data_plane_protocol import DataPlane
 from roost.server.forwarding import forwarded, in_any_case
@@ -112,7 +111,7 @@ class Exchange:
 async def metadata_in_time(data_plane: DataPlane, name: str, version: str, context: RequestContext) -> ModelMetadata:
     """See ``Exchange.metadata``."""
     try:
-        async with asyncio.timeout(context.deadline - time.monotonic() if context.deadline < math.inf else None):
+        async with by_deadline(context.deadline):
             return await data_plane.model_metadata(name, version)
     except TimeoutError:
         raise DeadlineExceeded("Request timeout expired while its model was loading") from None

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from roost.runtimes.python.saying import LEVELS, MARK
-
 _log = logging.getLogger("roost.model")
+
+MARK: Final = b"\x1e"
+"""Begins a line that has a level: the letter behind it."""
+
+LEVELS: Final = {"D": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}
 
 BURST_LINES: Final = 200
 LINES_PER_S: Final = 20.0
