@@ -56,6 +56,7 @@ async def test_scenario_8_coalesced_cold_load(tmp_path: Path, repository: Path) 
             async with aiohttp.ClientSession() as session:
                 v1 = [asyncio.create_task(_predict(server, session, "wanted")) for _ in range(40)]
                 await eventually(lambda: server.status()["queued"] == 200, "all that wait")
+                await eventually(lambda: bool(loads_begun(begun)), "the load")
                 assert [model for _, model in loads_begun(begun)] == ["wanted"]
                 go.touch()
                 for leaver in (requests[0], requests[-1]):
