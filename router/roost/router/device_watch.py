@@ -15,9 +15,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from roost.core.figures import Figures
+from roost.core.tasks import look_every
 from roost.core.units import format_bytes
 from roost.router.devices import GpuState
 from roost.router.learned import Measured
@@ -84,12 +86,7 @@ class DeviceWatch:
 
     async def run(self) -> None:
         """Looks again and again, until cancelled."""
-        while True:
-            try:
-                await self.look()
-            except Exception:  # a look that fails is no reason to stop looking
-                log.exception("looking at the GPUs failed")
-            await asyncio.sleep(LOOK_EVERY_S)
+        await look_every(LOOK_EVERY_S, self.look, partial(log.exception, "looking at the GPUs failed"), at_once=True)
 
     async def look(self) -> None:
         """Looks at each GPU once."""

@@ -12,7 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
+from roost.core.tasks import look_every
 from roost.core.units import format_bytes
 from roost.router.launching import Launcher
 from roost.router.worker import OFF, Worker
@@ -155,19 +157,17 @@ class Kinds:
 
     async def run(self) -> None:
         """Ends what is not used any more, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                for kind in self._kinds.values():
-                    if kind is not self.first:
-                        await kind.look(time.monotonic())
-                await self._look_at_base()
-            except Exception:  # a look that fails is no reason to stop looking
-                log.exception("looking at the kinds of workers failed")
+        await look_every(LOOK_EVERY_S, self._look, partial(log.exception, "looking at the kinds of workers failed"))
 
     async def stop(self) -> None:
         """Ends all workers for good."""
         await asyncio.gather(*(kind.stop() for kind in self._kinds.values()))
+
+    async def _look(self) -> None:
+        for kind in self._kinds.values():
+            if kind is not self.first:
+                await kind.look(time.monotonic())
+        await self._look_at_base()
 
     async def _look_at_base(self) -> None:
         """Counts what the processes take, whenever others are up than before."""

@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from functools import partial
 
 from roost.core.errors import RoostError
+from roost.core.tasks import look_every
 from roost.registry_client.policy import MIN_COPIES
 from roost.registry_client.repository import LocalRepository
 from roost.router.catalog import Catalog
@@ -50,12 +51,8 @@ class LeastCopies:
 
     async def run(self) -> None:
         """Looks at what has come, for ever."""
-        while True:
-            try:
-                await self.find()
-            except Exception:  # a look that fails is no reason to stop looking
-                log.exception("looking for models that want to be loaded failed")
-            await asyncio.sleep(LOOK_EVERY_S)
+        failed = partial(log.exception, "looking for models that want to be loaded failed")
+        await look_every(LOOK_EVERY_S, self.find, failed, at_once=True)
 
     async def find(self) -> None:
         """Opens those of the models that came since the last time that may want it."""

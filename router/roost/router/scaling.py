@@ -13,8 +13,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from roost.core.errors import Limit, RoostError
+from roost.core.tasks import look_every
 from roost.router import spread
 from roost.router.copies import FULL, PERIOD_S, Bounds, CopyCount, Seen
 from roost.router.copy_counts import CopyCounts, CopyReason
@@ -95,13 +97,11 @@ class Scaling:
 
     async def run(self) -> None:
         """Looks again and again, for ever."""
-        while True:
-            await asyncio.sleep(PERIOD_S)
-            try:
-                self.look(time.monotonic())
-                await self.spares.look(time.monotonic())
-            except Exception:  # a look that fails is no reason to stop looking
-                log.exception("looking at the number of copies failed")
+        await look_every(PERIOD_S, self._look, partial(log.exception, "looking at the number of copies failed"))
+
+    async def _look(self) -> None:
+        self.look(time.monotonic())
+        await self.spares.look(time.monotonic())
 
     def look(self, now: float) -> None:
         """Looks once."""
