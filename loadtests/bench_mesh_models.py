@@ -14,6 +14,8 @@ _DOC_STRING = b"\x32"  # field 6 of ONNX's ModelProto, a string
 TINY = "128KiB"
 """What an operator would declare for models that take 75 KB, instead of an estimate that is good for any model."""
 
+_FEW_ROWS = 4
+
 LARGE_LAYERS = (784, 4096, 4096, 1024, 10)
 """Dense layers of 97 MB."""
 
@@ -66,7 +68,12 @@ def simples(folder: Path, count: int) -> tuple[BenchModel, list[str]]:
 def magikas(folder: Path, count: int, note: str = "") -> tuple[BenchModel, list[str]]:
     """So many copies of the package magika's model: 3 MB, several milliseconds a run; alike if there is a note."""
     names = [f"magika-{number:03}" for number in range(count)]
-    return write_copies(folder, magika, names, BenchModel.config, note), names
+    return write_copies(folder, magika, names, in_small_batches, note), names
+
+
+def in_small_batches(model: BenchModel) -> str:
+    """A configuration with batches of few rows: the rows of a larger one take longer and more memory."""
+    return dataclasses.replace(model, max_batch_size=_FEW_ROWS).config()
 
 
 def tiny(model: BenchModel) -> str:

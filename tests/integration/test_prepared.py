@@ -44,8 +44,8 @@ def order(path: Path, digest: str = "d") -> CopyOrder:
 
 
 def command(repository: Path, cache: Path, *arguments: str) -> list[str]:
-    command = [sys.executable, "-m", "roost.server.cli", "prepare", "--model-repository", str(repository)]
-    return [*command, "--cache-dir", str(cache), *arguments]
+    command = [sys.executable, "-m", "roost.server.cli", "prepare", *arguments]
+    return [*command, "--model-repository", str(repository), "--cache-dir", str(cache)]
 
 
 def prepare(

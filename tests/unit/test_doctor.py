@@ -274,6 +274,7 @@ def test_the_command_says_how_many_fit(tmp_path: Path, capsys: pytest.CaptureFix
     assert "all 3 versions at once" in capsys.readouterr().out
     assert cli.main(["doctor", *flags, "--memory-budget", "1MiB", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
+    assert document["run_bytes"] == 0  # none was measured
     assert len(document["fit"]["too_large"]) == 3
     assert not (tmp_path / "state").exists()  # it changes nothing
 

@@ -88,8 +88,8 @@ def problems(document: Mapping[str, Any]) -> str:
         ({"1/model.onnx": "", "config.pbtxt": 'backend: "python"'}, (), "python", 'config.pbtxt says backend: "p'),
         ({"1/model.onnx": "", "config.pbtxt": 'platform: "pytorch_libtorch"'}, (), "pytorch", "says platform: "),
         ({"1/a.pt2": "", "config.pbtxt": 'default_model_filename: "a.pt2"'}, (), "pytorch", "names the file 'a.pt2'"),
-        ({"1/model.onnx": ""}, ("--format", "xgboost"), "xgboost", "modelFormat is 'xgboost'"),
-        ({"1/model.onnx": "", "config.pbtxt": 'backend: "python"'}, ("--format=sklearn",), "python", "says backend"),
+        ({"1/model.onnx": ""}, ("--model-format", "xgboost"), "xgboost", "--model-format is 'xgboost'"),
+        ({"1/model.onnx": "", "config.pbtxt": 'backend: "python"'}, ("--model-format=onnx",), "python", "says back"),
         ({"1/model.onnx": "", "2/model.skops": ""}, (), "sklearn", "there is 'model.skops'"),
         ({"1/labels.pkl": "", "1/net.onnx": ""}, (), "onnxruntime", "there is 'net.onnx'"),
         ({"saved_model.pb": ""}, (), "tensorflow", "there is 'saved_model.pb'"),
@@ -373,7 +373,8 @@ def test_an_ensemble_is_as_well_as_its_models(look: Look, tmp_path: Path) -> Non
         ("n" * 300, (), "can't be read: File name too long"),
         ("", (), "is a repository of models, a, b: name one of their folders"),
         ("a", ("--lod",), "unknown flag --lod; did you mean"),
-        ("a", ("--format",), "--format: expected one argument"),
+        ("a", ("--model-format",), "--model-format: expected one argument"),
+        ("a", ("--model-format", "paddle"), "--model-format: 'paddle' is not one of keras, lightgbm, onnx, "),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -385,13 +386,6 @@ def test_mistakes_are_told_in_one_line(
     assert code == 2
     assert says in document["error"]
     assert document["error"].count("\n") == 1
-
-
-def test_a_format_that_there_is_no_runtime_for(look: Look, tmp_path: Path) -> None:
-    write_simple(tmp_path / "a" / "1" / "model.onnx")
-    code, document = look("a", "--format", "paddle")
-    assert code == 1
-    assert "there is no runtime for modelFormat 'paddle'; there are some for: " in problems(document)
 
 
 def test_an_archive_is_looked_through_and_not_unpacked(look: Look, tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from roost.core.errors import InvalidArgument
 from roost.registry_client.backends import (
     BACKENDS,
-    LAYOUTS,
+    MODEL_FORMATS,
     backend_of_file,
     backend_of_files,
     backend_of_format,
-    known_formats,
     resolve_backend,
 )
 from roost.registry_client.policy import ModelPolicy
@@ -173,8 +172,7 @@ def test_backend_of_files() -> None:
 )
 def test_formats_of_kserve(format_: str, backend: str) -> None:
     assert backend_of_format(format_) == backend
-    assert not backend or format_ in known_formats()
-    assert (format_ in LAYOUTS) == (format_ == "triton")
+    assert (format_ in MODEL_FORMATS) == (format_ not in ("paddle", ""))
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ def repository(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "at least one --model-repository is needed"),
-        (["--model-repository", "{}/missing"], "--model-repository: model repository 'missing' does not exist"),
+        ([], "no model repository: give at least one with --model-repository PATH"),
+        (["--model-repository", "{}/missing"], "--model-repository: there is no such folder: "),
         (["--model-repository", "{}", "--cache-dir", "{}/cache", "--cache-size", "much"], "--cache-size: "),
         (["--model-repository", "{}", "--cache-dir", "/dev/null/cache"], "--cache-dir: /dev/null/cache can't be used"),
-        (["--model-repository", "{}", "--cache-dir", "{}/cache", "nobody"], "model 'nobody' is in no repository"),
+        (["--model-repository", "{}", "--cache-size", "0"], "--cache-size: 0 leaves no room for prepared copies"),
+        (["nobody", "--model-repository", "{}", "--cache-dir", "{}/cache"], "model 'nobody' is in no repository"),
         (["--model-repositry", "{}"], "did you mean --model-repository?"),
     ],
 )

@@ -314,9 +314,9 @@ def test_labels_that_can_not_be_read(tmp_path: Path, name: str) -> None:
     [
         (
             "1/model.plan",
-            "found 'model.plan', for which there is no TensorRT runtime; the runtimes are: lightgbm, onnx",
+            "'model.plan' is a TensorRT engine, which no runtime here loads: there is no TensorRT",
         ),
-        ("1/model.xml", "no OpenVINO runtime"),
+        ("1/model.graphdef/x", "'model.graphdef' is a graph of TensorFlow 1, .*: save it as a SavedModel"),
     ],
 )
 def test_formats_without_a_runtime_are_named(tmp_path: Path, file: str, match: str) -> None:
@@ -369,3 +369,22 @@ def test_model_settings_are_read_where_there_is_no_config(tmp_path: Path) -> Non
     assert model.versions_of(description) == ["1"]
     assert model.artifact("1", description, NoCache()).path == str(model.path / "net.onnx")
     assert model.folder_stamp() != before
+
+
+@pytest.mark.parametrize(
+    ("model_format", "config", "backend"),
+    [
+        ("", "", "xgboost"),
+        ("lightgbm", "", "lightgbm"),
+        ("lightgbm", 'backend: "onnxruntime"', "onnxruntime"),
+        ("triton", "", "xgboost"),
+    ],
+)
+def test_a_format_says_what_a_model_is_whose_configuration_does_not(
+    tmp_path: Path, model_format: str, config: str, backend: str
+) -> None:
+    write(tmp_path / "r", "m/1/model.bst")
+    write(tmp_path / "r", "m/config.pbtxt", content=config.encode())
+    repository = LocalRepository(tmp_path / "r", model_format)
+    assert repository.open_model("m").load_config().backend == backend
+    assert repository.folder_of("m").load_config().backend == backend

@@ -90,20 +90,14 @@ DEFAULT_BACKEND = "onnxruntime"
 SAVED_MODEL = "saved_model.pb"
 """A file that does not make a model, but the folder that it is in."""
 
-OTHER_FORMATS: Mapping[str, str] = {
-    "model.plan": "TensorRT",
-    "model.graphdef": "TensorFlow 1",
-    "model.xml": "OpenVINO",
-}
-"""What model files and folders are that no runtime here can load, by their usual names."""
-
-LAYOUTS = frozenset({"triton"})
-"""What ``modelFormat`` may say that says how files are laid out, and not what they are."""
-
 _FOR_TESTS = "dummy"  # known, but nobody is told
 
 _BACKEND_OF_PLATFORM = {platform: backend.name for backend in BACKENDS.values() for platform in backend.platforms}
 _BACKEND_OF_FORMAT = {format_: backend.name for backend in BACKENDS.values() for format_ in backend.formats}
+_LAYOUT = "triton"  # says how files are laid out, and not what they are
+MODEL_FORMATS = (*sorted(_BACKEND_OF_FORMAT), _LAYOUT)
+"""What ``modelFormat`` may say."""
+
 _BACKENDS_OF_NAME: dict[str, str] = {}
 _BACKENDS_OF_SUFFIX: dict[str, str] = {}
 for _backend in BACKENDS.values():
@@ -126,13 +120,8 @@ def platform_of(backend: str) -> str:
 
 
 def backend_of_format(name: str) -> str:
-    """The backend of a ``modelFormat``; empty if there is none, or if it is one of ``LAYOUTS``."""
+    """The backend of a ``modelFormat``; empty for one that does not tell."""
     return _BACKEND_OF_FORMAT.get(name, "")
-
-
-def known_formats() -> str:
-    """The formats that there are backends for, as error texts list them."""
-    return ", ".join(sorted(_BACKEND_OF_FORMAT))
 
 
 def backend_of_file(file_name: str) -> str:

@@ -12,11 +12,10 @@ from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, Res
 from roost.core.exhaustion import is_exhausted
 from roost.core.names import version_order
 from roost.registry_client.backends import (
-    OTHER_FORMATS,
     SAVED_MODEL,
     backend_of_file,
     backend_of_files,
-    known_backends,
+    backend_of_format,
 )
 from roost.registry_client.digest import (
     CONFIG_FILE,
@@ -30,6 +29,7 @@ from roost.registry_client.digest import (
     stamp_files,
 )
 from roost.registry_client.files import is_plain_file_name, read_small_file, shown, unreadable
+from roost.registry_client.foreign import foreign_format
 from roost.registry_client.model_config import MAX_CONFIG_BYTES, ModelDescription, parse_config_text
 from roost.registry_client.model_settings import parse_settings
 
@@ -50,10 +50,12 @@ class ModelFolder:
     Attributes:
         name: The model's name.
         path: The folder.
+        model_format: What ``modelFormat`` of a KServe resource calls the model; empty if nobody said.
     """
 
     name: str
     path: Path
+    model_format: str = ""
 
     def whole_stamp(self) -> tuple[FolderStamp, Stamp]:
         """The state of the folder and of everything in it that is not hidden, without reading a file.
@@ -88,12 +90,16 @@ class ModelFolder:
         return versions
 
     def detect_backend(self) -> str:
-        """The backend that the newest version's files hint at; empty if they don't.
+        """The backend of a configuration that names none: that of its format, else the one that the files hint at.
+
+        Empty if there is no hint.
 
         Raises:
             NotFound: If the folder is gone.
             ResourceExhausted: If there is no descriptor to look with.
         """
+        if expected := backend_of_format(self.model_format):
+            return expected
         versions, files = self._list()
         if versions:
             try:
@@ -104,11 +110,8 @@ class ModelFolder:
                 return ""  # what is wrong with the version is said when it is loaded
         return backend_of_files(files)
 
-    def load_config(self, detected: str = "") -> ModelDescription:
+    def load_config(self) -> ModelDescription:
         """Reads ``config.pbtxt`` if there is one, and describes the model.
-
-        Args:
-            detected: The backend of a configuration that names none; by default the one that the files hint at.
 
         Raises:
             InvalidArgument: If the file can't be read or understood, or asks for what can't be done.
@@ -116,7 +119,7 @@ class ModelFolder:
             FailedPrecondition: If the folder can't be read.
             ResourceExhausted: If there is no descriptor to read with.
         """
-        detected = detected or self.detect_backend()
+        detected = self.detect_backend()
         if os.path.lexists(f"{self.path}/{CONFIG_FILE}"):
             return parse_config_text(self._read_text(CONFIG_FILE), self.name, detected_backend=detected)
         if os.path.lexists(f"{self.path}/{SETTINGS_FILE}"):
@@ -285,15 +288,12 @@ class ModelFolder:
         others = sorted(name for name in names if backend_of_file(name) == backend)
         if others:
             return f"; found '{shown(others[0])}': rename it or set default_model_filename"
-        foreign = sorted(OTHER_FORMATS.keys() & {name.split("/", 1)[0] for name in names})
-        if foreign:
-            what = OTHER_FORMATS[foreign[0]]
-            return f"; found '{foreign[0]}', for which there is no {what} runtime; the runtimes are: {known_backends()}"
         of_others = sorted(name for name in names if backend_of_file(name))
         if of_others:
             found, other = shown(of_others[0]), backend_of_file(of_others[0])
             return f"; found '{found}', which is for backend '{other}': the configuration says '{backend}'"
-        return ""
+        foreign = foreign_format({name.split("/", 1)[0] for name in names})
+        return f"; {foreign}" if foreign else ""
 
 
 def _find(file_name: str, names: set[str]) -> str | None:

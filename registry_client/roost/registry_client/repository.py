@@ -32,13 +32,15 @@ class LocalRepository:
 
     Args:
         path: The folder; a relative one is resolved now.
+        model_format: What ``modelFormat`` of a KServe resource calls its models; empty if nobody said.
 
     Raises:
         FailedPrecondition: If it is not an existing folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model_format: str = "") -> None:
         self.path = Path(os.path.abspath(path))
+        self._model_format = model_format
         self._logged: set[str] = set()
         self._lock = threading.Lock()
         if not self.path.is_dir():
@@ -72,14 +74,14 @@ class LocalRepository:
             NotFound: If there is none. A name that could lead out of the repository never reaches the disk.
         """
         if is_name(name):
-            path = self.path / name
-            if os.path.isdir(path):
-                return ModelFolder(name, path)
+            folder = self.folder_of(name)
+            if os.path.isdir(folder.path):
+                return folder
         raise NotFound(f"model '{shown(name)}' is not in the model repository")
 
     def folder_of(self, name: str) -> ModelFolder:
         """The folder of a model that ``scan`` has found, which may be gone meanwhile."""
-        return ModelFolder(name, self.path / name)
+        return ModelFolder(name, self.path / name, self._model_format)
 
     def _log_refused(self, names: list[str]) -> None:
         with self._lock:

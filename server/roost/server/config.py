@@ -51,6 +51,7 @@ class ServeConfig:
     model_control: str
     poll_interval_s: float | None
     load_models: tuple[str, ...]
+    model_format: str
     batching: str
     code_repositories: tuple[Path, ...]
     routes_file: Path | None
@@ -253,6 +254,7 @@ def _freeze(settings: Settings, machine: Machine, environ: Mapping[str, str]) ->
         model_control=settings.model_control,
         poll_interval_s=interval_s if settings.model_control == "poll" else None,
         load_models=settings.load_model,
+        model_format=settings.model_format or "",
         batching=settings.batching,
         code_repositories=_code_repositories(settings),
         routes_file=settings.routes,

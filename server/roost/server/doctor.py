@@ -75,7 +75,8 @@ def _read(config: ServeConfig) -> Repositories:
     cache_dir = config.cache_dir if config.cache_bytes else None
     try:
         with known_sizes(config.state_dir, cache_dir, config.code_repositories) as known:
-            return read_repositories((LocalRepository(path) for path in config.model_repositories), known)
+            repositories = (LocalRepository(path, config.model_format) for path in config.model_repositories)
+            return read_repositories(repositories, known)
     except RoostError as error:
         raise ConfigError(error.message) from None
 
@@ -98,15 +99,24 @@ def _repositories(found: Repositories, result: Fit) -> Finding:
 
 def _runs(found: Repositories, config: ServeConfig) -> Iterator[Finding]:
     """What runs may take beside what is accounted for models, if that was measured of any."""
-    most = max(found.sizes, key=lambda size: size.run_bytes, default=None)
+    most = _largest_run(found)
     if most is None or not most.run_bytes:
         return
-    runs = config.workers * mesh_settings(config).spec.slots
+    runs = _runs_at_once(config)
     text = (
         f"up to {format_bytes(runs * most.run_bytes)} beside that: {runs} at a time, of which a full batch of "
         f"{most.name} takes {format_bytes(most.run_bytes)}"
     )
     yield Finding("runs", Verdict.OK, text)
+
+
+def _largest_run(found: Repositories) -> ModelSize | None:
+    """The version whose full batch takes most; None if there are none."""
+    return max(found.sizes, key=lambda size: size.run_bytes, default=None)
+
+
+def _runs_at_once(config: ServeConfig) -> int:
+    return config.workers * mesh_settings(config).spec.slots
 
 
 def _shown(size: ModelSize) -> str:
@@ -148,11 +158,13 @@ def _fit_of_equal(file_bytes: int, budget: int) -> int:
 
 
 def _as_json(config: ServeConfig, findings: Sequence[Finding], found: Repositories | None, result: Fit | None) -> str:
+    most = _largest_run(found) if found is not None else None
     document = {
         "findings": [asdict(finding) for finding in findings],
         "budget_bytes": budget_bytes(config),
         "models": None if found is None else found.models,
         "versions": None if found is None else len(found.sizes),
+        "run_bytes": _runs_at_once(config) * most.run_bytes if most is not None else None,
         "fit": None if result is None else asdict(result),
     }
     return json.dumps(document, indent=2) + "\n"

@@ -35,6 +35,7 @@ def _models(config: ServeConfig) -> dict[str, Any]:
         "model_control": config.model_control,
         "repository_poll_interval": _optional_duration(config.poll_interval_s),
         "load_model": list(config.load_models),
+        "model_format": config.model_format or None,
         "batching": config.batching,
         "allow_code": [str(path) for path in config.code_repositories],
         "routes": _text(config.routes_file),

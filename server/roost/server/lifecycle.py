@@ -89,7 +89,7 @@ def serve(config: ServeConfig) -> int:
     try:
         traffic = load_routes(config.routes_file) if config.routes_file is not None else Traffic()
         graphs = load_graphs(config.graph_files, OwnAddress(LOOPBACK | {config.host}, config.http_port))
-        repositories = [LocalRepository(path) for path in config.model_repositories]
+        repositories = [LocalRepository(path, config.model_format) for path in config.model_repositories]
     except RoostError as error:
         raise ConfigError(error.message) from None
     with (

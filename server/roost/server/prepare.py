@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
 
 from roost.core.errors import RoostError
-from roost.core.units import format_bytes, parse_bytes
+from roost.core.units import format_bytes
 from roost.registry_client.load_options import load_options
 from roost.registry_client.model_config import ModelDescription
 from roost.registry_client.model_folder import ModelFolder
@@ -21,10 +21,19 @@ from roost.runtimes.prepared.forms import FORMS, has_copies
 from roost.runtimes.prepared.identity import can_prepare
 from roost.runtimes.prepared.making import NotNow, make_copy
 from roost.runtimes.prepared.manifest import Manifest
-from roost.server.arguments import ConfigError, Parser
-from roost.server.cache_defaults import DEFAULT_BYTES, default_cache_bytes, default_cache_dir
-from roost.server.machine import read_machine
+from roost.server.arguments import ConfigError
+from roost.server.config import ServeConfig, read_command
 
+_HELP = """usage: roost prepare [MODEL ...] [FLAGS OF roost serve]
+
+Make prepared copies of models, which load faster and take less memory, where they do:
+of the named ones, or of all in the repositories, as a server with these flags would.
+
+flags:
+  --help    show this help; 'roost serve --help' shows the other flags
+
+The exit code is 1 if a copy that could be made was not, else 0.
+"""
 _SHARE_OF_MEMORY = 2
 
 
@@ -51,20 +60,22 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
 
     Raises:
         ConfigError: If an argument is wrong.
-        SystemExit: After printing the help, if it is asked for.
     """
-    environ = os.environ if environ is None else environ
-    values = _parser().parse_all(argv)
-    repositories = _repositories(values.model_repository, environ)
-    folder = values.cache_dir or environ.get("ROOST_CACHE_DIR")
-    cache = _open(folder, values.cache_size or environ.get("ROOST_CACHE_SIZE") or "auto", environ)
-    names = _names(values.model, repositories)
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(_HELP)
+        return 0
+    wanted = tuple(takewhile(lambda arg: not arg.startswith("-"), argv))
+    config = read_command(argv[len(wanted) :], os.environ if environ is None else environ).config
+    cache = _open(config)
+    repositories = [LocalRepository(path, config.model_format) for path in config.model_repositories]
+    names = _names(wanted, repositories)
+    memory_bytes = config.machine.memory_bytes // _SHARE_OF_MEMORY
     failures = 0
     for repository in repositories:
+        allow_code = repository.path in config.code_repositories
         for name in repository.scan():
             if not names or name in names:
-                memory_bytes = read_machine().memory_bytes // _SHARE_OF_MEMORY
-                failures += _prepare_model(cache, repository, name, memory_bytes, allow_code=values.allow_code)
+                failures += _prepare_model(cache, repository, name, memory_bytes, allow_code=allow_code)
     sys.stdout.write(f"{format_bytes(cache.used_bytes())} of {format_bytes(cache.limit_bytes)} in {cache.folder}\n")
     return 1 if failures else 0
 
@@ -121,25 +132,13 @@ def _shown(manifest: Manifest) -> str:
     )
 
 
-def _repositories(given: Sequence[str], environ: Mapping[str, str]) -> list[LocalRepository]:
-    paths = list(given) or [path for path in environ.get("ROOST_MODEL_REPOSITORY", "").split(":") if path]
-    if not paths:
-        raise ConfigError("at least one --model-repository is needed")
+def _open(config: ServeConfig) -> CopyCache:
+    if not config.cache_bytes:
+        raise ConfigError("--cache-size: 0 leaves no room for prepared copies")
     try:
-        return [LocalRepository(Path(path)) for path in paths]
-    except RoostError as error:
-        raise ConfigError(f"--model-repository: {error.message}") from None
-
-
-def _open(folder: str | None, size: str, environ: Mapping[str, str]) -> CopyCache:
-    path = Path(folder).absolute() if folder else default_cache_dir(environ)
-    try:
-        limit_bytes = default_cache_bytes(path) if size == "auto" else parse_bytes(size)
-        return CopyCache(path, limit_bytes)
-    except ValueError as error:
-        raise ConfigError(f"--cache-size: {error}") from None
+        return CopyCache(config.cache_dir.absolute(), config.cache_bytes)
     except OSError as error:
-        raise ConfigError(f"--cache-dir: {path} can't be used: {error.strerror}") from None
+        raise ConfigError(f"--cache-dir: {config.cache_dir} can't be used: {error.strerror}") from None
 
 
 def _names(given: Sequence[str], repositories: Sequence[LocalRepository]) -> frozenset[str]:
@@ -148,36 +147,3 @@ def _names(given: Sequence[str], repositories: Sequence[LocalRepository]) -> fro
         if name not in known:
             raise ConfigError(f"model '{name}' is in no repository")
     return frozenset(given)
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="roost prepare",
-        description="Make prepared copies of models, which load faster and take less memory, where they do.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL", nargs="*", help="Models to prepare. Default: all.")
-    parser.add_argument(
-        "--model-repository",
-        metavar="PATH",
-        action="append",
-        default=[],
-        help="Folder that holds the models, as for roost serve. Default: ROOST_MODEL_REPOSITORY.",
-    )
-    parser.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="Models may bring code, as for roost serve: .keras files, pickles. They are loaded for this.",
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="Folder for the copies. Default: ROOST_CACHE_DIR, else $XDG_CACHE_HOME/roost, else ~/.cache/roost.",
-    )
-    parser.add_argument(
-        "--cache-size",
-        metavar="SIZE",
-        help="What all copies may take; those used longest ago go first. Default: ROOST_CACHE_SIZE, else a tenth of "
-        f"the file system, at most {format_bytes(DEFAULT_BYTES)}.",
-    )
-    return parser

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 from pydantic_settings import BaseSettings
+from roost.registry_client.backends import MODEL_FORMATS
 from roost.server.setting import CLIENTS, LISTENERS, MODELS, setting
 from roost.server.values import (
     CodeRepositories,
@@ -57,6 +58,14 @@ class ModelSettings(BaseSettings):
         "NAME",
         "Model to make available and load on start with `--model-control explicit`. Give it several times for "
         "several models; `*` means all.",
+    )
+    model_format: Annotated[str | None, BeforeValidator(choice(*MODEL_FORMATS))] = setting(
+        None,
+        MODELS,
+        "NAME",
+        f"What `modelFormat` of a KServe resource calls the models: {', '.join(MODEL_FORMATS)}. It says what models "
+        "are whose configuration does not, whatever their files are called.",
+        shown_default="none: the files say",
     )
     batching: Annotated[str, BeforeValidator(choice("proven", "declared", "symbolic"))] = setting(
         "proven",

@@ -14,23 +14,21 @@ from roost.server.inspection.looking import Looker
 from roost.server.inspection.targets import Target, target_of
 from roost.server.known_sizes import known_sizes
 
-_HELP = """usage: roost inspect PATH [--json] [--load] [--format NAME] [FLAGS OF roost serve]
+_HELP = """usage: roost inspect PATH [--json] [--load] [FLAGS OF roost serve]
 
 Say what Roost sees in a model's folder, in a version of it, or in a file: which runtime and
 why, what it takes and gives, its memory, whether requests are batched, and what is missing.
 Files are read, nothing in them is run.
 
 flags:
-  --json         print everything as JSON
-  --load         load the model as well, in a process of its own, to see what it says then
-                 and what it takes
-  --format NAME  what modelFormat of a KServe resource calls it
-  --help         show this help; 'roost serve --help' shows the other flags
+  --json    print everything as JSON
+  --load    load the model as well, in a process of its own, to see what it says then and
+            what it takes
+  --help    show this help; 'roost serve --help' shows the other flags
 
 The exit code is 1 if something has to be put right before a server with these flags serves
 it, else 0.
 """
-_FORMAT = "--format"
 _SWITCHES = ("--json", "--load")
 
 
@@ -46,34 +44,17 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     if not argv or argv[0].startswith("-"):
         raise ConfigError("a path comes first: roost inspect PATH")
     target = target_of(argv[0])
-    rest, model_format = _without_format(argv[1:])
-    config = _configuration(target, [arg for arg in rest if arg not in _SWITCHES], environ)
+    config = _configuration(target, [arg for arg in argv[1:] if arg not in _SWITCHES], environ)
     allow_code = target.repository in config.code_repositories
     cache_dir = config.cache_dir if config.cache_bytes else None
     with known_sizes(config.state_dir, cache_dir, config.code_repositories) as known:
-        looker = Looker(config, known, allow_code=allow_code, may_load="--load" in rest)
-        report = looker.look(target, model_format)
-    if "--json" in rest:
+        looker = Looker(config, known, allow_code=allow_code, may_load="--load" in argv)
+        report = looker.look(target)
+    if "--json" in argv:
         sys.stdout.write(json.dumps(report.document(), indent=2) + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines_of(report))
     return 0 if report.is_ready else 1
-
-
-def _without_format(argv: Sequence[str]) -> tuple[list[str], str]:
-    """The other arguments, and what ``--format`` says."""
-    rest, model_format = [], ""
-    waiting = iter(argv)
-    for arg in waiting:
-        if arg == _FORMAT:
-            model_format = next(waiting, "")
-            if not model_format or model_format.startswith("-"):
-                raise ConfigError(f"{_FORMAT}: expected one argument")
-        elif arg.startswith(f"{_FORMAT}="):
-            model_format = arg.partition("=")[2]
-        else:
-            rest.append(arg)
-    return rest, model_format
 
 
 def _configuration(target: Target, argv: Sequence[str], environ: Mapping[str, str] | None) -> ServeConfig:

@@ -10,14 +10,13 @@ from roost.core.errors import InvalidArgument, RoostError
 from roost.core.names import is_name
 from roost.registry_client.backends import (
     BACKENDS,
-    LAYOUTS,
     backend_of_file,
     backend_of_format,
     known_backends,
-    known_formats,
 )
 from roost.registry_client.digest import FileStamp, stamp_files
 from roost.registry_client.files import open_regular, shown
+from roost.registry_client.foreign import foreign_format, is_archive
 from roost.registry_client.model_config import (
     ModelDescription,
     parse_config_text,
@@ -28,7 +27,6 @@ from roost.registry_client.model_folder import ModelFolder
 from roost.runtimes.adapters import ADAPTERS, installed_runtimes, kind_of
 from roost.server.config import ServeConfig
 from roost.server.inspection.artifacts import look_at_archive
-from roost.server.inspection.formats import foreign_format, is_archive
 from roost.server.inspection.reasons import config_file_of, framework_of, reason_for
 from roost.server.inspection.report import Report, VersionReport
 from roost.server.inspection.targets import Target
@@ -54,26 +52,23 @@ class Looker:
     may_load: bool
     above: frozenset[str] = frozenset()
 
-    def look(self, target: Target, model_format: str = "") -> Report:
-        """Looks at a model.
-
-        Args:
-            target: Where it is.
-            model_format: What ``modelFormat`` of a KServe resource calls it; counts where its configuration is silent.
-        """
+    def look(self, target: Target) -> Report:
+        """Looks at a model."""
         report = Report(str(target.path))
         try:
             if target.folder is None:
-                self._look_at_file(target.path, model_format, report)
+                self._look_at_file(target.path, report)
             else:
-                self._look_at_folder(target.folder, target.version, model_format, report)
+                self._look_at_folder(
+                    replace(target.folder, model_format=self.config.model_format), target.version, report
+                )
         except RoostError as error:
             report.problems.append(error.message)
         except MemoryError:
             report.problems.append("there is not enough memory to look at it")
         return report
 
-    def _look_at_file(self, path: Path, model_format: str, report: Report) -> None:
+    def _look_at_file(self, path: Path, report: Report) -> None:
         """A file without a configuration, as if it were alone in a version's folder."""
         report.model = shown(path.stem)
         with open_regular(str(path), path.name):  # else whatever looks into it might wait, or read, for ever
@@ -83,14 +78,15 @@ class Looker:
             report.problems.append(foreign)
             report.problems += look_at_archive(str(path)) if is_archive(path.name) else []
             return
-        detected = _backend_of_format(model_format) or backend_of_file(path.name)
+        of_format = backend_of_format(self.config.model_format)
+        detected = of_format or backend_of_file(path.name)
         if not detected:
             raise InvalidArgument(
-                f"nothing says what '{shown(path.name)}' is (--format does); the runtimes are: {known_backends()}"
+                f"nothing says what '{shown(path.name)}' is (--model-format does); the runtimes are: {known_backends()}"
             )
         report.notes.append(_advice(path.name, detected))
         description = parse_config_text("", report.model, detected_backend=detected)
-        self._describe(description, report, "" if model_format else path.name, model_format)
+        self._describe(description, report, "" if of_format else path.name)
         status = path.stat()
         stamp = (FileStamp(path.name, status.st_ino, status.st_size, status.st_mtime_ns),)
         folder = str(path.parent)
@@ -98,21 +94,19 @@ class Looker:
         report.versions.append(version)
         self._look_at_version(description, version, Files(str(path), folder, folder, stamp), None)
 
-    def _look_at_folder(self, folder: ModelFolder, wanted: str, model_format: str, report: Report) -> None:
+    def _look_at_folder(self, folder: ModelFolder, wanted: str, report: Report) -> None:
         report.model, report.config = folder.name, config_file_of(folder)
         if not is_name(folder.name):
             report.problems.append(f"'{shown(folder.name)}' can't be a model's name, so a server leaves the folder out")
-        description = folder.load_config(_backend_of_format(model_format))
+        description = folder.load_config()
         names = _names_in(folder, description)
-        self._describe(description, report, _telling_file(names, description.backend), model_format)
-        if not any(map(backend_of_file, names)) and description.ensemble is None:
-            foreign = foreign_format(names)
-            report.problems += [foreign] if foreign else []
+        self._describe(description, report, _telling_file(names, description.backend))
         versions = folder.versions_of(description)
         served = served_versions(description, versions)
         report.unserved = [version for version in versions if version not in served]
-        if not versions and not report.problems:
-            report.problems.append("it has neither version folders nor a file that some runtime reads")
+        if not versions:
+            nothing = "it has neither version folders nor a file that some runtime reads"
+            report.problems.append(foreign_format(names) or nothing)
         if versions and not served:
             report.problems.append("its version_policy serves none of its versions")
         for number in [wanted] if wanted else served:
@@ -125,11 +119,11 @@ class Looker:
         for file_name in {output.label_filename for output in description.config.output} - {""}:
             folder.read_labels(file_name)
 
-    def _describe(self, description: ModelDescription, report: Report, file_name: str, model_format: str) -> None:
+    def _describe(self, description: ModelDescription, report: Report, file_name: str) -> None:
         """Which runtime it is, and what that would need."""
         backend = description.backend
         report.runtime = backend
-        report.reason = reason_for(description, report.config, file_name, model_format)
+        report.reason = reason_for(description, report.config, file_name, self.config.model_format)
         report.notes += [f"'{key}' of its configuration has no effect" for key in description.without_effect]
         if BACKENDS[backend].is_code and not self.allow_code:
             report.problems.append("its models are code: it needs --allow-code")
@@ -179,16 +173,6 @@ class Looker:
         report = replace(self, may_load=False, above=above).look(Target(folder.path, folder))
         reasons = [*report.problems, *(reason for version in report.versions for reason in version.problems)]
         return [f"model '{name}', which it is made of, is not ready: {reason}" for reason in reasons[:1]]
-
-
-def _backend_of_format(name: str) -> str:
-    """The backend of a ``modelFormat``; empty if none is given, or one that does not tell."""
-    backend = backend_of_format(name)
-    if name and not backend and name not in LAYOUTS:
-        raise InvalidArgument(
-            f"there is no runtime for modelFormat '{shown(name)}'; there are some for: {known_formats()}"
-        )
-    return backend
 
 
 def _advice(name: str, backend: str) -> str:

@@ -39,7 +39,7 @@ def reason_for(description: ModelDescription, config_file: str, file_name: str, 
         description: What was made of the model.
         config_file: Its configuration.
         file_name: The file that says so, if one does.
-        model_format: The ``modelFormat`` that was given, if one was.
+        model_format: What ``--model-format`` says, if it does.
     """
     config = description.config
     if config.backend and config_file == SETTINGS_FILE:
@@ -52,7 +52,7 @@ def reason_for(description: ModelDescription, config_file: str, file_name: str, 
     if backend_of_file(name) == description.backend:
         return f"{config_file} names the file '{shown(name)}'"
     if backend_of_format(model_format) == description.backend:
-        return f"modelFormat is '{shown(model_format)}'"
+        return f"--model-format is '{model_format}'"
     if file_name:
         return f"there is '{shown(file_name)}'"
     return "nothing says which, and this is the default"

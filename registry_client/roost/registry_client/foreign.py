@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from posixpath import splitext
 
+from roost.registry_client.files import shown
+
 _TO_ONNX = "export it to ONNX"
 _FORMATS: Mapping[str, tuple[str, str]] = {
     ".bin": ("weights without a program", "export the model, to ONNX or with torch.export"),
@@ -12,6 +14,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
     ".ckpt": ("a checkpoint, weights without a program", "export the model, to ONNX or with torch.export"),
     ".engine": ("a TensorRT engine", "there is no TensorRT runtime: serve the ONNX model that it was made of"),
     ".gguf": ("a language model of llama.cpp", "serve it with a server for such models"),
+    ".graphdef": ("a graph of TensorFlow 1", "save it as a SavedModel"),
     ".h5": ("a Keras model in the format of old", "save it with model.export('model.savedmodel')"),
     ".hdf5": ("a Keras model in the format of old", "save it with model.export('model.savedmodel')"),
     ".mar": ("an archive of TorchServe", "put the TorchScript file in it into a version's folder as model.pt"),
@@ -37,10 +40,10 @@ def foreign_format(names: Iterable[str]) -> str:
         if name == _MLFLOW:
             return "it is a model of MLflow: serve the model in it, by its own format"
         if is_archive(name):
-            return f"'{name}' is an archive, which is not looked into when models are loaded: unpack it"
+            return f"'{shown(name)}' is an archive, which is not looked into when models are loaded: unpack it"
         what, advice = _FORMATS.get(splitext(name)[1].lower(), ("", ""))
         if what:
-            return f"'{name}' is {what}, which no runtime here loads: {advice}"
+            return f"'{shown(name)}' is {what}, which no runtime here loads: {advice}"
     return ""
 
 
