@@ -99,6 +99,8 @@ def test_models_that_ask_others(repository: Path, tmp_path: Path) -> None:
             assert (status, "'nobody' is not found" in document["error"]) == (404, True)
         status, document = answer("asks", other="asks")
         assert status == 400  # unlike what it takes
+        (stats,) = server.get("/v2/models/hello/stats")[1]["model_stats"]
+        assert stats["inference_stats"]["success"]["count"] == 4
 
 
 def test_a_model_that_takes_more_than_the_budget(repository: Path, tmp_path: Path) -> None:
@@ -135,3 +137,33 @@ def test_a_model_that_takes_more_than_the_budget(repository: Path, tmp_path: Pat
         status, document = ask(server, "grows", "x", "FP32", 1)
         assert (status, "more than the 128 MiB" in document["error"]) == (429, True), document
         assert ask(server, "hello", "name", "BYTES", "Ada")[0] == 200
+
+
+def test_a_model_that_leaks_loses_its_process_and_no_more(repository: Path, tmp_path: Path) -> None:
+    leaks = """
+        import os
+        import time
+        from roost.runtimes import Model
+
+        class Leaks(Model):
+            def load(self):
+                self.hoard = []
+
+            def predict(self, request):
+                self.hoard.append(bytearray(b"x") * (16 << 20))
+                time.sleep(0.1)
+                return {"y": [os.getpid()]}
+    """
+    write_python(repository / "leaks", leaks)
+    shutil.copytree(HELLO, repository / "hello")
+    flags = ("--workers", "1", "--memory-budget", "64MiB", "--allow-code")
+    with started(repository, tmp_path / "server", *flags) as server:
+        processes = set()
+        for _ in range(40):
+            status, document = ask(server, "leaks", "x", "FP32", 1)
+            if status == 200:
+                processes.add(document["outputs"][0]["data"][0])
+            else:
+                assert (status, "more than the 128 MiB" in document["error"]) == (429, True), document
+            assert ask(server, "hello", "name", "BYTES", "Ada")[0] == 200
+        assert len(processes) > 1

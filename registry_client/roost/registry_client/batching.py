@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from roost.core.errors import InvalidArgument
 from roost.proto import model_config_pb2 as mc
 
 
@@ -78,9 +79,8 @@ def batch_policy(config: mc.ModelConfig) -> BatchPolicy:
         return _PLAIN if instances == 1 else BatchPolicy(instances=instances)
     batching = config.dynamic_batching
     default = queue_policy(batching.default_queue_policy) if batching.HasField("default_queue_policy") else None
-    preferred = tuple(sorted(set(batching.preferred_batch_size)))
     return BatchPolicy(
-        () if preferred == (config.max_batch_size,) else preferred,  # which is what is preferred anyhow
+        _preferred_rows(batching.preferred_batch_size, config.max_batch_size),
         batching.max_queue_delay_microseconds / 1e6,
         batching.preserve_ordering,
         batching.priority_levels,
@@ -97,13 +97,17 @@ def _sequence_batch_policy(config: mc.ModelConfig, instances: int) -> BatchPolic
     if not batching.HasField("oldest"):
         return BatchPolicy(max_delay_s=batching.direct.max_queue_delay_microseconds / 1e6, instances=instances)
     oldest = batching.oldest
-    preferred = tuple(sorted(set(oldest.preferred_batch_size)))
     return BatchPolicy(
-        () if preferred == (config.max_batch_size,) else preferred,
+        _preferred_rows(oldest.preferred_batch_size, config.max_batch_size),
         oldest.max_queue_delay_microseconds / 1e6,
         oldest.preserve_ordering,
         instances=instances,
     )
+
+
+def _preferred_rows(sizes: Iterable[int], max_batch_size: int) -> tuple[int, ...]:
+    preferred = tuple(sorted(set(sizes)))
+    return () if preferred == (max_batch_size,) else preferred  # which is what is preferred anyhow
 
 
 def queue_policy(policy: mc.ModelQueuePolicy) -> QueuePolicy:
@@ -115,3 +119,16 @@ def queue_policy(policy: mc.ModelQueuePolicy) -> QueuePolicy:
         policy.allow_timeout_override,
         policy.max_queue_size,
     )
+
+
+def check_preferred_sizes(sizes: Iterable[int], max_batch_size: int, block: str) -> None:
+    """Checks ``preferred_batch_size``, in the words of Triton but for the block in front.
+
+    Raises:
+        InvalidArgument: If a batch can't have one of the sizes.
+    """
+    for size in sizes:
+        if size < 1:
+            raise InvalidArgument(f"{block}: preferred size must be positive, not {size}")
+        if size > max_batch_size:
+            raise InvalidArgument(f"{block}: preferred size must be <= max batch size {max_batch_size}, not {size}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from roost.core.errors import InvalidArgument
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.batching import check_preferred_sizes
 from roost.registry_client.files import is_plain_file_name
 from roost.registry_client.sequences import datatype_of
 
@@ -81,13 +82,7 @@ def _check_control(control: mc.ModelSequenceBatching.Control, kind: str, model: 
 def _check_oldest(oldest: mc.ModelSequenceBatching.StrategyOldest, max_batch_size: int) -> None:
     if oldest.max_candidate_sequences < 0:
         raise InvalidArgument("sequence_batching: max_candidate_sequences must not be negative")
-    for size in oldest.preferred_batch_size:
-        if size < 1:
-            raise InvalidArgument(f"sequence_batching: preferred size must be positive, not {size}")
-        if size > max_batch_size:
-            raise InvalidArgument(
-                f"sequence_batching: preferred size must be <= max batch size {max_batch_size}, not {size}"
-            )
+    check_preferred_sizes(oldest.preferred_batch_size, max_batch_size, "sequence_batching")
 
 
 def _check_states(config: mc.ModelConfig) -> None:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from roost.core.errors import InvalidArgument
 from roost.core.tensors import MAX_RANK
 from roost.proto import model_config_pb2 as mc
+from roost.registry_client.batching import check_preferred_sizes
 from roost.registry_client.ensemble import PLATFORM, check_ensemble
 from roost.registry_client.files import is_plain_file_name
 from roost.registry_client.instance_groups import check_instance_groups
@@ -104,13 +105,7 @@ def _check_version_policy(policy: mc.ModelVersionPolicy) -> None:
 
 def _check_dynamic_batching(batching: mc.ModelDynamicBatching, max_batch_size: int) -> None:
     """The rules of Triton, in its words but for the field in front."""
-    for size in batching.preferred_batch_size:
-        if size < 1:
-            raise InvalidArgument(f"dynamic_batching: preferred size must be positive, not {size}")
-        if size > max_batch_size:
-            raise InvalidArgument(
-                f"dynamic_batching: preferred size must be <= max batch size {max_batch_size}, not {size}"
-            )
+    check_preferred_sizes(batching.preferred_batch_size, max_batch_size, "dynamic_batching")
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels and not 1 <= default <= levels:
         raise InvalidArgument(f"dynamic_batching: default priority level must be in range [1, {levels}], not {default}")

@@ -1,4 +1,4 @@
-"""Requests that come from inside of the server, such as those of an ensemble's steps; counted as clients' are."""
+"""Requests from inside of the server, those of ensembles' steps and of models; they are counted as clients' are."""
 
 from __future__ import annotations
 
@@ -72,6 +72,22 @@ class Asking:
             log.exception("a request to model '%s' failed", asked.request.model_name)
             outcome = Internal("an unexpected error, see the server's log")
         asked.ended(outcome)
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Sends a request and waits for its answer; see ``Inference.infer``."""
+        failure: RoostError | Code | None = Code.CANCELLED
+        try:
+            response = await self._models.infer(request)
+            failure = None
+            return response
+        except RoostError as error:
+            failure = error
+            raise
+        except Exception:
+            failure = Code.INTERNAL
+            raise
+        finally:
+            self._stats.finished(request, failure)
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Sends a request to any model; see ``Inference.infer_stream``. It is counted once."""

@@ -72,9 +72,10 @@ class Inference:
         self._sequencing = Sequencing(mesh, classifying)
         self._responses = responses or ResponseCache(0)
         self._random = random.Random()
-        self.ensembles = Ensembles(catalog, traffic, Asking(self, mesh.stats), self)
+        asking = Asking(self, mesh.stats)
+        self.ensembles = Ensembles(catalog, traffic, asking, self)
         mesh.when_unloadable = self._elsewhere
-        mesh.calls.infer = self.infer
+        mesh.calls.infer = asking.infer
 
     def begin(self, request: InferRequest, done: Done, *, in_regions: bool = False) -> Ticket | None:
         """Takes a request that needs nothing but its run; see ``DataPlane``.

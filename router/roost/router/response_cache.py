@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cachetools import LRUCache
 from roost.core.errors import DeadlineExceeded, RoostError
@@ -43,6 +43,35 @@ class Kept(NamedTuple):
         return InferResponse(request.model_name, self.version, outputs, request.id, self.parameters)
 
 
+_Key: TypeAlias = tuple[Revision, bytes]
+
+
+class _Answers(LRUCache[_Key, Kept]):
+    """Answers within a limit of bytes; knows which of them are a revision's."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(limit_bytes, getsizeof=lambda kept: kept.size_bytes)
+        self._of: dict[Revision, set[bytes]] = {}
+
+    def __setitem__(self, key: _Key, kept: Kept) -> None:
+        super().__setitem__(key, kept)
+        revision, digest = key
+        self._of.setdefault(revision, set()).add(digest)
+
+    def __delitem__(self, key: _Key) -> None:
+        super().__delitem__(key)  # also those that go because others come
+        revision, digest = key
+        digests = self._of[revision]
+        digests.remove(digest)
+        if not digests:
+            del self._of[revision]
+
+    def forget(self, revision: Revision) -> None:
+        """Removes all answers of a revision."""
+        for digest in [*self._of.get(revision, ())]:
+            del self[revision, digest]
+
+
 class ResponseCache:
     """See the module.
 
@@ -61,8 +90,8 @@ class ResponseCache:
         self._look = look
         self._totals = totals if totals is not None else CacheTotals()
         self._totals.limit_bytes = limit_bytes
-        self._kept: LRUCache[tuple[Revision, bytes], Kept] = LRUCache(limit_bytes, getsizeof=lambda k: k.size_bytes)
-        self._flights: dict[tuple[Revision, bytes], asyncio.Future[Kept | None]] = {}
+        self._kept = _Answers(limit_bytes)
+        self._flights: dict[_Key, asyncio.Future[Kept | None]] = {}
 
     async def answer(
         self, revision: Revision, request: InferRequest, run: Callable[[], Awaitable[InferResponse]]
@@ -110,7 +139,7 @@ class ResponseCache:
 
     async def _run(
         self,
-        key: tuple[Revision, bytes],
+        key: _Key,
         files: str,
         run: Callable[[], Awaitable[InferResponse]],
         counts: CacheStats,
@@ -130,7 +159,7 @@ class ResponseCache:
             del self._flights[key]
             flight.set_result(kept)
 
-    async def _keep(self, key: tuple[Revision, bytes], response: InferResponse) -> Kept | None:
+    async def _keep(self, key: _Key, response: InferResponse) -> Kept | None:
         """Keeps a copy of an answer, unless it is too large."""
         size_bytes = _ENTRY_BYTES + sum(_TENSOR_BYTES + memoryview(t.data).nbytes for t in response.outputs)
         if size_bytes * LARGEST_SHARE > self._totals.limit_bytes:
@@ -147,8 +176,7 @@ class ResponseCache:
     def forget(self, revision: Revision) -> None:
         """A revision is of no use to anybody any more: its answers go."""
         if revision.caches:
-            for key in [key for key in self._kept if key[0] is revision]:
-                del self._kept[key]
+            self._kept.forget(revision)
             self._count()
 
     def _count(self) -> None:

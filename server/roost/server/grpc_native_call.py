@@ -7,7 +7,6 @@ handler reads, which it does when there is room.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,11 +22,11 @@ from roost.server.grpc_head import CallHead
 from roost.server.http2 import frames
 from roost.server.http2.frames import ErrorCode
 from roost.server.http2.streams import FillingStream, keep_piece
+from roost.server.unexpected import unexpected
 
 if TYPE_CHECKING:
     from roost.server.grpc_native_connection import GrpcConnection
 
-_LOG = logging.getLogger(__name__)
 _PACKED: Final = ("gzip", "deflate")
 _PATIENCE_S: Final = 0.01
 _ALL_TAKEN: Final = -2  # instead of the bytes that a message misses: no further message is taken
@@ -273,9 +272,8 @@ class Call(FillingStream):
         except asyncio.CancelledError:
             self._end(grpc.StatusCode.CANCELLED, "the server has cancelled the call")
             raise
-        except Exception:  # the boundary of the call; handlers answer what they foresee
-            _LOG.exception("unexpected error in %s", self._head.path)
-            self._end(grpc.StatusCode.INTERNAL, "internal error")
+        except Exception as error:  # the boundary of the call; handlers answer what they foresee
+            self._end(grpc.StatusCode.INTERNAL, unexpected(error, self._head.path).message)
         finally:
             self._answering = False
             if self._is_over:
