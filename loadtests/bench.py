@@ -96,7 +96,7 @@ class Bench:
     def _run_cell(self, cell: Cell) -> None:
         model, pace = self.models[cell.model], self.pace.of(cell)
         request = build(model, cell.protocol, cell.size)
-        servers = [self.servers[name] for name in cell.servers if name in self.servers]
+        servers = [self.servers[name] for name in cell.servers if name in self.servers and self._is_up(cell, name)]
         lengths = {server.name: length for server in servers if (length := self._checked(cell, request, server))}
         samples = self.results.samples.setdefault(cell.key, {name: [] for name in lengths})
         for round_number in range(-1, pace.rounds):
@@ -114,6 +114,19 @@ class Bench:
         for server in servers:
             if server.name in lengths:
                 self._checked(cell, request, server)
+
+    def _is_up(self, cell: Cell, name: str) -> bool:
+        """Whether a server runs; one that has crashed is started again."""
+        server = self.servers[name]
+        if server.has_crashed:
+            self._trouble(cell, server, RuntimeError("it had crashed before and is started again"))
+            server.stop()
+            try:
+                server.start()
+            except AssertionError as error:
+                self._trouble(cell, server, error)
+                return False
+        return True
 
     def _checked(self, cell: Cell, request: WireRequest, server: Server) -> int | None:
         """The length of the server's answer if it is right; the first one may take a while."""

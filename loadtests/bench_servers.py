@@ -150,6 +150,11 @@ class Server:
         finally:
             connection.close()
 
+    @property
+    def has_crashed(self) -> bool:
+        """Whether it has ended, though nobody asked it to."""
+        return self._process is not None and self._process.poll() is not None
+
     def cpu_s(self) -> float:
         """CPU time of all its processes until now."""
         return cpu_s_of(self.pid)

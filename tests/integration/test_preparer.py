@@ -133,6 +133,13 @@ class TestEnds:
             await preparer.do(job(mlp), 0.5)
         assert not process.is_running()
 
+    async def test_stopped(self, preparer: Preparer, mlp: Path) -> None:
+        await preparer.do(job(mlp), TIMEOUT_S)
+        psutil.Process(preparer.pid).suspend()
+        with pytest.raises(PreparerFailed, match=r"it was ended by signal 9|it ended with exit code 255"):
+            await preparer.do(job(mlp), TIMEOUT_S)
+        assert (await preparer.do(job(mlp), TIMEOUT_S))["result"]["max_rows"] == 8
+
     async def test_finished(self, preparer: Preparer, mlp: Path) -> None:
         await preparer.do(job(mlp), TIMEOUT_S)
         assert await preparer.end() == 0

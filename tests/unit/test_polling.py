@@ -27,7 +27,7 @@ from roost.router.looking import Looker
 from roost.router.mesh import Mesh
 from roost.router.placement import Ledger
 from roost.router.plans import Limits
-from roost.router.polling import Polling, Watch
+from roost.router.polling import FIRST_PAUSE_S, LONGEST_PAUSE_S, Failure, Polling, Watch
 from roost.router.stats import Stats
 from roost.router.traffic import Traffic
 
@@ -132,17 +132,28 @@ def _made(folder: Path) -> Path:
 class TestWatch:
     def test_acts_when_two_looks_agree_and_not_again_after_a_failure(self) -> None:
         watch = Watch()
-        assert [watch.see("a", look) for look in (1, 2, 2)] == [False, False, True]
-        watch.failed["a"] = 2
-        assert [watch.see("a", look) for look in (2, 2, 3, 2, 3, 3)] == [False, False, False, False, False, True]
+        assert [watch.see("a", look, 0.0) for look in (1, 2, 2)] == [False, False, True]
+        watch.failed["a"] = Failure(2)
+        assert [watch.see("a", look, 1e9) for look in (2, 2, 3, 2, 3, 3)] == [False, False, False, False, False, True]
         assert not watch.pending
+
+    def test_what_there_is_no_room_for_is_tried_again_ever_more_rarely(self) -> None:
+        watch, now, pauses = Watch(), 0.0, []
+        for _ in range(10):
+            pauses.append(watch.put_off("a", 1, now))
+            now += pauses[-1]
+            assert not any(watch.see("a", 1, now - 1e-3) for _ in range(2))
+            assert [watch.see("a", 1, now) for _ in range(2)] == [False, True]
+        assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+        assert pauses[-2:] == [LONGEST_PAUSE_S] * 2
+        assert watch.put_off("a", 2, now) == FIRST_PAUSE_S
 
     def test_what_is_as_it_was_is_forgotten(self) -> None:
         watch = Watch()
-        watch.see("a", 1)
-        watch.failed["a"] = 0
+        watch.see("a", 1, 0.0)
+        watch.failed["a"] = Failure(0)
         watch.same("a")
-        assert not watch.see("a", 1)
+        assert not watch.see("a", 1, 0.0)
         assert not watch.failed
 
 
@@ -226,7 +237,7 @@ async def test_what_is_pinned_makes_way_for_its_successor(tmp_path: Path, wish: 
         assert (await on.infer("a")).model_version == "2"
         assert on.loaded() == ["a/2/model.dummy"]
         (after,) = on.ledger.holdings.values()
-        assert after.pinned is (still and wish == "pin")
+        assert after.pinned is still
 
 
 @virtual
@@ -276,6 +287,28 @@ async def test_what_fails_leaves_the_old_one_and_is_said_once(tmp_path: Path, ca
         on.configure("a", "")
         await on.look()
         assert (await on.infer("a")).model_version == "2"
+
+
+@virtual
+async def test_a_change_that_is_too_large_is_said_now_and_then_and_served_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with site(tmp_path) as on:
+        running = asyncio.create_task(on.polling.run())
+        await on.publish("a")
+        await on.infer("a")
+        too_large = f'parameters {{ key: "roost.memory_bytes" value {{ string_value: "{BUDGET // 2}" }} }}'
+        on.mesh.set_limits(Limits(BUDGET // 4))
+        on.write("a", "2")
+        on.configure("a", too_large)
+        await asyncio.sleep(3600)
+        said = [record.message for record in caplog.records if record.name == "roost.router.polling"]
+        assert 3 < len(said) < 12
+        assert (await on.infer("a")).model_version == "1"
+        on.mesh.set_limits(Limits(BUDGET))
+        await asyncio.sleep(LONGEST_PAUSE_S + 60)
+        assert (await on.infer("a")).model_version == "2"
+        running.cancel()
 
 
 @virtual

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from roost.core.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from roost.registry_client.model_folder import ModelFolder, is_version
+from roost.registry_client.overrides import OverrideFolders
 from roost.registry_client.repository import LocalRepository
 from roost.router.models import Opener
 
@@ -388,3 +389,18 @@ def test_a_format_says_what_a_model_is_whose_configuration_does_not(
     repository = LocalRepository(tmp_path / "r", model_format)
     assert repository.open_model("m").load_config().backend == backend
     assert repository.folder_of("m").load_config().backend == backend
+    brought = OverrideFolders(tmp_path / "o", model_format=model_format).write("m", {"1/model.bst": b"x"})
+    assert brought.detect_backend() == (model_format if model_format == "lightgbm" else "xgboost")
+
+
+def test_files_that_contradict_a_format_are_told_so(tmp_path: Path) -> None:
+    write(tmp_path, "m/1/model.onnx")
+    model = LocalRepository(tmp_path, "lightgbm").open_model("m")
+    with pytest.raises(FailedPrecondition, match=r"for backend 'onnxruntime': --model-format says 'lightgbm'"):
+        model.find("1", model.load_config())
+
+
+def test_a_folder_without_versions_that_holds_what_no_runtime_reads_says_so(tmp_path: Path) -> None:
+    opened = Opener(explicit=False).open(folder(tmp_path, "model.h5"))
+    assert opened.error is not None
+    assert "has no version to serve: 'model.h5' is a Keras model" in opened.error.message

@@ -134,7 +134,7 @@ async def test_statistics_and_metrics() -> None:
         steps = shown.inference_stats
         assert (steps.cache_hit.count, steps.cache_miss.count) == (2, 1)
         assert (shown.execution_count, shown.inference_count) == (1, 1)
-        text = "".join(triton_slices([at.models["a"], at.models["b"], at.on.model("c", 1)], at.on.stats))
+        text = "".join(triton_slices([[at.models["a"], at.models["b"], at.on.model("c", 1)]], at.on.stats))
         assert 'nv_cache_num_hits_per_model{model="a",version="1"} 2\n' in text
         assert 'nv_cache_num_misses_per_model{model="b",version="1"} 0\n' in text
         assert 'nv_cache_num_misses_per_model{model="c"' not in text

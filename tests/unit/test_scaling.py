@@ -276,3 +276,14 @@ async def test_a_batch_goes_where_it_has_to_wait_least() -> None:
         await asyncio.gather(running.future, waiting.future)
         on.answer_all()
         await slow.future
+
+
+@virtual
+async def test_least_copies_that_do_not_all_fit_have_one_another_never_evicted() -> None:
+    async with scaled(100, workers=2) as on:
+        models = [model_of(on, f"m{number}", 20, min_copies=2) for number in range(4)]
+        await asyncio.sleep(60)
+        assert len(on.farm.loads_done) == 5
+        assert sum(len(places(model)) for model in models) == 5
+        assert sum(on.stats.of(model.key.name, "1").evictions for model in models) == 0
+        assert on.stats.copies.lacking == 3

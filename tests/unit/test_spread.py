@@ -67,6 +67,9 @@ def test_a_worker_has_one_copy_unless_the_owner_wants_more_than_there_are_worker
     going = revision_of(PLAIN, a)
     going.instances[0].state = InstanceState.UNLOADING
     assert numbers(ranked([a], going)) == [0], "one that goes is none any more"
+    lost = revision_of(PLAIN, a)
+    lost.instances[0].state = InstanceState.LOADING
+    assert ranked([a], lost) == [], "there is no copy, and none to come"
     a.state = "down"
     assert ranked([a], revision_of()) == []
 

@@ -301,6 +301,20 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, content: bytes, caplog: pyt
         assert store.get("new")
 
 
+def test_a_file_with_damage_in_its_middle_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "roost.sqlite"
+    with closing(SqliteStore(path)) as store:
+        store.put_all({f"key/{number:06}": b"value" * 20 for number in range(2000)})
+    content = bytearray(path.read_bytes())
+    for page in range(20 * 4096, len(content), 4096):
+        content[page : page + 512] = b"\xa5" * 512
+    path.write_bytes(content)
+    with closing(SqliteStore(path)) as store:
+        assert works(store)
+        assert store.scan("key/") == {}
+    assert (tmp_path / "roost.damaged").read_bytes() == content
+
+
 def test_a_file_of_a_newer_version_is_set_aside_whole(tmp_path: Path) -> None:
     path = tmp_path / "roost.sqlite"
     with closing(sqlite3.connect(path)) as connection:

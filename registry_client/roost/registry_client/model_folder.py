@@ -89,6 +89,14 @@ class ModelFolder:
             return ["1"]
         return versions
 
+    def foreign_format(self) -> str:
+        """What a file of a folder without versions is, if it is a model that no runtime reads; empty if none is.
+
+        Raises:
+            NotFound: If the folder is gone.
+        """
+        return foreign_format(self._list()[1])
+
     def detect_backend(self) -> str:
         """The backend of a configuration that names none: that of its format, else the one that the files hint at.
 
@@ -280,18 +288,21 @@ class ModelFolder:
             if found is not None:
                 return os.path.join(root, found) if found else root
         wanted = "' or '".join(description.model_files)
-        hint = self._hint(names, description.backend)
+        hint = self._hint(names, description)
         raise FailedPrecondition(f"version {version} of model '{self.name}' has no file '{wanted}'{hint}")
 
-    @staticmethod
-    def _hint(names: set[str], backend: str) -> str:
+    def _hint(self, names: set[str], description: ModelDescription) -> str:
+        backend, config = description.backend, description.config
         others = sorted(name for name in names if backend_of_file(name) == backend)
         if others:
             return f"; found '{shown(others[0])}': rename it or set default_model_filename"
         of_others = sorted(name for name in names if backend_of_file(name))
         if of_others:
             found, other = shown(of_others[0]), backend_of_file(of_others[0])
-            return f"; found '{found}', which is for backend '{other}': the configuration says '{backend}'"
+            is_configured = config.backend or config.platform or backend_of_file(config.default_model_filename)
+            of_format = not is_configured and backend_of_format(self.model_format)
+            who = "--model-format" if of_format else "the configuration"
+            return f"; found '{found}', which is for backend '{other}': {who} says '{backend}'"
         foreign = foreign_format({name.split("/", 1)[0] for name in names})
         return f"; {foreign}" if foreign else ""
 

@@ -92,10 +92,12 @@ class OverrideFolders:
     Args:
         path: Where; whatever is there is removed.
         limit_bytes: What all files together may take.
+        model_format: What ``modelFormat`` of a KServe resource calls the models; empty if nobody said.
     """
 
-    def __init__(self, path: Path, limit_bytes: int = MAX_TOTAL_BYTES) -> None:
+    def __init__(self, path: Path, limit_bytes: int = MAX_TOTAL_BYTES, model_format: str = "") -> None:
         self._path = path
+        self._model_format = model_format
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._sizes: dict[Path, int] = {}
@@ -131,7 +133,7 @@ class OverrideFolders:
         except BaseException:
             self._remove(folder)
             raise
-        return ModelFolder(name, folder)
+        return ModelFolder(name, folder, self._model_format)
 
     def remove(self, folder: ModelFolder) -> None:
         """Removes a folder; one that is gone, or that no load call brought, is fine."""

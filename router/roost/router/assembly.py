@@ -79,6 +79,7 @@ async def router(
     explicit: bool,
     poll_interval_s: float | None = None,
     overrides_dir: Path | None = None,
+    model_format: str = "",
     batching: BatchingMode = BatchingMode.PROVEN,
     eviction: str = LRU,
     cache: CopyCache | None = None,
@@ -99,6 +100,7 @@ async def router(
         explicit: Whether only load calls make models available.
         poll_interval_s: How often the repositories are looked at for changes; None for never.
         overrides_dir: A folder of the router's own for files that load calls bring; None to refuse them.
+        model_format: What ``modelFormat`` of a KServe resource calls the models in it; empty if nobody said.
         batching: Which models are batched.
         eviction: The policy: one of ``eviction.POLICIES``.
         cache: Where prepared copies are kept; None for none.
@@ -110,7 +112,7 @@ async def router(
     stats, policy = Stats(), POLICIES[eviction]()
     ledger = Ledger(Limits(0), policy)
     with _threads(settings) as (disk, classifying, asking_gpus):
-        overrides = OverrideFolders(overrides_dir) if overrides_dir is not None else None
+        overrides = OverrideFolders(overrides_dir, model_format=model_format) if overrides_dir is not None else None
         catalog = Catalog(
             repositories, learned, disk, explicit=explicit, overrides=overrides, code_from=frozenset(code_from)
         )

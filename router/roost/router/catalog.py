@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FOLDERS_LOOKED_AT_EVERY_S = 1.0
+_LOOK = 100
 
 
 class Catalog:
@@ -160,15 +161,25 @@ class Catalog:
         """The model as it is known now, without a look at the disk."""
         return self._models.get(name)
 
-    def shown(self) -> Iterator[Revision]:
-        """The revisions that statistics show: those that were used, with explicit control all that are available."""
-        for model in list(self._models.values()):  # models come and go while this is suspended
-            for version in list(model.versions.values()):
-                revision = version.revision
-                if not revision.retired and (
-                    revision.used or (self.explicit and version.availability is Availability.READY)
-                ):
-                    yield revision
+    def shown(self) -> Iterator[list[Revision]]:
+        """The revisions that statistics show: those that were used, with explicit control all that are available.
+
+        In parts, of which many may be empty: each is a look at so many models that others need not wait for it.
+        """
+        models = list(self._models.values())  # models come and go while this is suspended
+        for start in range(0, len(models), _LOOK):
+            yield [
+                version.revision
+                for model in models[start : start + _LOOK]
+                for version in model.versions.values()
+                if self._is_shown(version)
+            ]
+
+    def _is_shown(self, version: Version) -> bool:
+        revision = version.revision
+        return not revision.retired and (
+            revision.used or (self.explicit and version.availability is Availability.READY)
+        )
 
     def steps_of(self, name: str) -> tuple[str, ...]:
         """The models of the steps of an ensemble, as far as is known without a look at the disk."""

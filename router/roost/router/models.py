@@ -160,7 +160,8 @@ class Opener:
         served = served_versions(description, versions)
         model.unserved = frozenset(versions) - frozenset(served)
         if not served:
-            model.error = Unavailable(f"model '{folder.name}' has no version to serve")
+            foreign = "" if versions else folder.foreign_format()
+            model.error = Unavailable(f"model '{folder.name}' has no version to serve{foreign and f': {foreign}'}")
         for version in served:
             model.versions[version] = self._version(folder, description, version)
         self._warn(folder.name, description)

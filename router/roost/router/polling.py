@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from roost.core.errors import ResourceExhausted, RoostError
 from roost.router.control import Control
@@ -20,20 +23,39 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 2.0
 
+FIRST_PAUSE_S = 15.0
+LONGEST_PAUSE_S = 3600.0
+"""How long a change is left alone for which there was no room, the first time and at most: it may never have any."""
+
+
+class Failure(NamedTuple):
+    """A change that is not served.
+
+    Attributes:
+        look: What the model looked like.
+        until: When it is tried again though it still looks like that.
+        pause_s: How long that was from the failure.
+    """
+
+    look: Hashable
+    until: float = math.inf
+    pause_s: float = math.inf
+
 
 @dataclass(slots=True)
 class Watch:
     """What was seen and not acted upon yet; pure."""
 
     pending: dict[str, Hashable] = field(default_factory=dict)
-    failed: dict[str, Hashable] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
 
-    def see(self, name: str, look: Hashable) -> bool:
+    def see(self, name: str, look: Hashable, now: float) -> bool:
         """Takes what a model that differs from what is served looks like; whether to act upon it now.
 
-        What failed before is not tried again until it looks different.
+        What failed before is not tried again until it looks different, or its pause is over.
         """
-        if self.failed.get(name) == look:
+        failure = self.failed.get(name)
+        if failure is not None and failure.look == look and now < failure.until:
             self.pending.pop(name, None)
             return False
         if self.pending.get(name) != look:
@@ -41,6 +63,15 @@ class Watch:
             return False
         del self.pending[name]
         return True
+
+    def put_off(self, name: str, look: Hashable, now: float) -> float:
+        """There was no room for a model that looks like this; returns how long it is not tried again."""
+        before = self.failed.get(name)
+        pause_s = FIRST_PAUSE_S
+        if before is not None and before.look == look:
+            pause_s = min(LONGEST_PAUSE_S, 2 * before.pause_s)
+        self.failed[name] = Failure(look, now + pause_s, pause_s)
+        return pause_s
 
     def same(self, name: str) -> None:
         """The model is as it is served."""
@@ -106,7 +137,7 @@ class Polling:
 
     def _act(self, differing: dict[str, Hashable], updates: asyncio.TaskGroup) -> None:
         for name, look in differing.items():
-            if name not in self._updating and self._watch.see(name, look):
+            if name not in self._updating and self._watch.see(name, look, time.monotonic()):
                 self._updating.add(name)
                 updates.create_task(self._update(name, look))
 
@@ -120,12 +151,13 @@ class Polling:
                 log.info("model '%s' has changed in the repository", name)
                 await self._control.refresh(name)
         except ResourceExhausted as error:
-            log.warning("the change of model '%s' is tried again: %s", name, error.message)
+            pause_s = self._watch.put_off(name, look, time.monotonic())
+            log.warning("the change of model '%s' is tried again in %.0f s: %s", name, pause_s, error.message)
         except RoostError as error:
-            self._watch.failed[name] = look
+            self._watch.failed[name] = Failure(look)
             log.error("the change of model '%s' is not served: %s", name, error.message)
         except Exception:
-            self._watch.failed[name] = look
+            self._watch.failed[name] = Failure(look)
             log.exception("the change of model '%s' is not served", name)
         finally:
             self._updating.discard(name)

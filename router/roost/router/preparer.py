@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from roost.router.process import CHILD_ENVIRONMENT
+from roost.router.process_watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -165,13 +166,16 @@ class _Launched:
         assert stdin is not None
         assert stdout is not None
         number = next(self._numbers)
-        try:
-            stdin.write(json.dumps({"id": number, **job}).encode() + b"\n")
-            await stdin.drain()
-            line = await stdout.readline()
-            answer = json.loads(line) if line else None
-        except (OSError, ValueError):
-            answer = None
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._end_if_stopped())
+            try:
+                stdin.write(json.dumps({"id": number, **job}).encode() + b"\n")
+                await stdin.drain()
+                line = await stdout.readline()
+                answer = json.loads(line) if line else None
+            except (OSError, ValueError):
+                answer = None
+            watch.cancel()
         if not isinstance(answer, dict) or answer.get("id") != number:
             raise PreparerFailed
         return answer
@@ -191,6 +195,12 @@ class _Launched:
             async with asyncio.timeout(_LAST_TIMEOUT_S):
                 await self._until_alone()
         return code
+
+    async def _end_if_stopped(self) -> None:
+        """Ends it once it was stopped by a signal, or all that waits for it would wait for the job's timeout."""
+        await Watch(self.pid).stopped()
+        log.warning("the preparer was stopped by a signal: it is ended")
+        self.kill()
 
     async def _until_alone(self) -> None:
         stdout = self._process.stdout

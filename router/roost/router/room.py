@@ -17,6 +17,8 @@ from roost.router.loads import Load, LoadPriority
 from roost.router.placement import Ledger
 from roost.router.plans import Evict, Fits, Refuse, Wait
 from roost.router.refusals import no_room, nobody_waits, too_large
+from roost.router.revision import Revision
+from roost.router.states import READY
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +255,7 @@ class Room:
             need.figures,
             file=need.file,
             place=place,
-            pinned=policy.pin and not revision.yields,
+            pinned=(policy.pin or _is_one_of_the_least(revision)) and not revision.yields,
             priority=policy.priority,
         )
 
@@ -302,6 +304,15 @@ class Room:
         if when < math.inf:
             delay_s = max(0.0, when - time.monotonic()) + 0.001
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.changed)
+
+
+def _is_one_of_the_least(revision: Revision) -> bool:
+    """Whether the next copy is one of those that its owner wants in any case, and so is never evicted.
+
+    From the first moment on: where there is no room for all that are wanted, they would have one another evicted.
+    """
+    least = revision.description.policy.min_copies
+    return least > 0 and sum(instance.state is READY for instance in revision.instances) < least
 
 
 def _rank(entry: _Entry) -> tuple[int, float, int]:

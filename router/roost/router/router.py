@@ -186,8 +186,8 @@ class Router:
         """
         return await statistics(self._catalog, self._traffic, self.stats, name, version)
 
-    def shown(self) -> Iterator[Revision]:
-        """The revisions that metrics show, in no order; models may come and go meanwhile."""
+    def shown(self) -> Iterator[list[Revision]]:
+        """The revisions that metrics show, in parts and in no order; models may come and go meanwhile."""
         return self._catalog.shown()
 
     def names(self) -> list[str]:

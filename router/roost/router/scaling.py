@@ -229,7 +229,7 @@ class Scaling:
             return
         error = load.result()
         if error is not None:
-            if error.limit is not Limit.DRAINING:  # else the server stops
+            if error.limit is not Limit.DRAINING and not revision.retired:  # else nobody wants it any more
                 self._failed(revision, watched, error)
             return
         watched.failures = 0

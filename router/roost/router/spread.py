@@ -60,6 +60,9 @@ def suitable(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
 def ranked(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
     """Where the next copy of a revision may be loaded, the best place first; nowhere if no such worker is up now.
 
+    What still counts as loading while a load of it looks for a place is on a worker that is about to be lost: there
+    is no copy then, and the load waits for that worker's successor.
+
     Raises:
         Unplaceable: If there never will be one.
         EnoughCopies: If all that are up have their share.
@@ -71,7 +74,7 @@ def ranked(workers: Iterable[Worker], revision: Revision) -> list[Worker]:
     else:
         here, on_device = _copies(revision)
         share = max(1, -(-policy.min_copies // len(places)))
-        if up and not (up := [worker for worker in up if here[worker.id] < share]):
+        if up and not (up := [worker for worker in up if here[worker.id] < share]) and revision.resident():
             name, version = revision.key.name, revision.key.version
             raise EnoughCopies(f"every worker that may load model '{name}' version {version} has a copy")
     if len(up) <= 1:

@@ -24,13 +24,21 @@ async def statistics(
     catalog: Catalog, traffic: Traffic, stats: Stats, name: str, version: str
 ) -> list[ModelStatistics]:
     """See ``Router.statistics``."""
-    revisions = await _available(catalog, traffic, name, version) if name else list(catalog.shown())
+    revisions = await _available(catalog, traffic, name, version) if name else await _all_shown(catalog)
     revisions.sort(key=lambda revision: (revision.key.name, version_order(revision.key.version)))
     found: list[ModelStatistics] = []
     for start in range(0, len(revisions), _SLICE):  # of very many models, other requests go on in between
         found += [_statistics_of(revision, stats) for revision in revisions[start : start + _SLICE]]
         if start:
             await asyncio.sleep(0)
+    return found
+
+
+async def _all_shown(catalog: Catalog) -> list[Revision]:
+    found: list[Revision] = []
+    for part in catalog.shown():
+        found += part
+        await asyncio.sleep(0)
     return found
 
 

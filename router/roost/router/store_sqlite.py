@@ -179,9 +179,21 @@ def _connect(path: Path | str) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        _check(connection)
         prepare(connection)
         connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Looks at all pages, or reads of one that is damaged would fail at this start and after every other one.
+
+    Raises:
+        sqlite3.DatabaseError: If one is damaged.
+    """
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(" ".join(found.split()))

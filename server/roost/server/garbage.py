@@ -34,6 +34,11 @@ def frozen_survivors() -> Iterator[None]:
         gc.callbacks.remove(_freeze)
 
 
+def survivors_are_frozen() -> bool:
+    """Whether they are. How many there are, the interpreter counts one by one, 10 ms for 20,000 models."""
+    return _freeze in gc.callbacks
+
+
 def _freeze(phase: str, info: Mapping[str, int]) -> None:
     if phase == "stop" and info["generation"] == 2:
         gc.freeze()

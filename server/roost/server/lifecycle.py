@@ -205,6 +205,7 @@ def _router(
         explicit=config.model_control == "explicit",
         poll_interval_s=config.poll_interval_s,
         overrides_dir=overrides_dir,
+        model_format=config.model_format,
         batching=BatchingMode(config.batching),
         eviction=config.eviction,
         cache=cache,

@@ -10,7 +10,6 @@ of their own so that sums over a name never count a request twice. What others' 
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
@@ -24,7 +23,8 @@ from roost.router.revision import Revision
 from roost.router.states import InstanceState
 from roost.router.stats import ModelStats, Stats
 from roost.router.view import InstanceView, MeshView, WorkerView
-from roost.server.exposition import Histogram, family, head, join, labels_of, number
+from roost.server.exposition import SLICE, Histogram, family, head, join, labels_of, number
+from roost.server.garbage import survivors_are_frozen
 from roost.server.metrics_cache import cache_families
 from roost.server.metrics_copies import copy_families
 from roost.server.metrics_graphs import graph_families
@@ -33,9 +33,6 @@ from roost.server.metrics_machine import MachineUsage
 from roost.server.metrics_memory import device_families, memory_families
 from roost.server.metrics_prepared import prepared_families
 from roost.server.metrics_triton import gpu_text, machine_text, triton_slices
-
-SLICE = 100
-"""So many models are written at once: a tenth of a millisecond for which nobody is answered."""
 
 _RESIDENT = frozenset({InstanceState.READY, InstanceState.DRAINING, InstanceState.UNLOADING})
 
@@ -108,7 +105,7 @@ class Metrics:
         stats: The counters; its hooks become ours.
         view: Makes a view of the mesh, once for each scrape.
         histogram_models: Models that get histograms of their own.
-        shown: Yields the revisions that Triton's metrics show; None for none of these metrics.
+        shown: Yields the revisions that Triton's metrics show, in parts; None for none of these metrics.
         lean_requests: How many requests took REST's lean path.
         instances: Yields what is loaded in a worker, if views do not have it.
         graphs: The inference graphs.
@@ -119,7 +116,7 @@ class Metrics:
         stats: Stats,
         view: Callable[[], MeshView],
         histogram_models: Sequence[str] = (),
-        shown: Callable[[], Iterator[Revision]] | None = None,
+        shown: Callable[[], Iterator[list[Revision]]] | None = None,
         lean_requests: Callable[[], int] = int,
         instances: Callable[[WorkerView], Iterable[InstanceView]] = attrgetter("instances"),
         graphs: Collection[Graph] = (),
@@ -194,10 +191,10 @@ class Metrics:
             family("roost_answer_bytes", "gauge", "Bytes of answers not read yet.", [("", view.answer_bytes)]),
             family("roost_body_limit_bytes", "gauge", "Limit of roost_body_bytes.", [("", view.body_limit_bytes)]),
             family(
-                "roost_gc_frozen_objects",
+                "roost_gc_survivors_frozen",
                 "gauge",
-                "Python objects that full garbage collections do not look at.",
-                [("", gc.get_freeze_count())],
+                "Whether full garbage collections leave out what earlier ones have left.",
+                [("", int(survivors_are_frozen()))],
             ),
             family(
                 "roost_rest_lean_requests_total",

@@ -7,8 +7,8 @@ evictions do not touch them. They are counters of the present revision, as the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -19,11 +19,8 @@ from roost.router.revision import Revision
 from roost.router.statistics import counted_of
 from roost.router.stats import Counted, Stats
 from roost.router.view import DeviceView
-from roost.server.exposition import escape, family, head, join, labels_of, number
+from roost.server.exposition import SLICE, escape, family, head, join, labels_of, number
 from roost.server.metrics_machine import MachineUsage
-
-SLICE = 25
-"""How many models are worked on at once."""
 
 _REASONS = tuple(outcome.name for outcome in Outcome)
 _FAILURE = "nv_inference_request_failure"
@@ -103,19 +100,21 @@ _OF_GPUS: tuple[tuple[str, str, str, Callable[[DeviceView], float | None]], ...]
 )
 
 
-def triton_slices(shown: Iterable[Revision], stats: Stats) -> Iterator[str]:
+def triton_slices(shown: Iterable[Sequence[Revision]], stats: Stats) -> Iterator[str]:
     """The text of all series by model; some parts are empty, the event loop may take its turn after each.
 
     Args:
-        shown: The revisions to show.
+        shown: The revisions to show, in parts.
         stats: Their counters.
     """
     slices: list[list[_Row]] = []
     cached: list[_Row] = []
-    revisions = iter(shown)
-    while part := list(islice(revisions, SLICE)):
-        slices.append([_row(revision, stats) for revision in part])
-        cached += [row for row in slices[-1] if row.cache is not None]
+    for part in shown:
+        for start in range(0, len(part), SLICE):
+            rows = [_row(revision, stats) for revision in part[start : start + SLICE]]
+            slices.append(rows)
+            cached += [row for row in rows if row.cache is not None]
+            yield ""
         yield ""
     for name, text, value_of in _COUNTERS:
         yield head(name, "counter", text)
