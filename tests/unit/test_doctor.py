@@ -288,3 +288,12 @@ def test_mistakes_are_those_of_serve(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["doctor", "--memory-budgt", "1"]) == 2
     assert "did you mean --memory-budget?" in capsys.readouterr().err
     assert cli.main(["doctor", "--help"]) == 0
+
+
+def test_a_model_that_no_runtime_reads_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "models" / "old"
+    folder.mkdir(parents=True)
+    (folder / "model.h5").touch()
+    flags = ["--model-repository", str(folder.parent), "--state-dir", str(tmp_path / "state")]
+    assert cli.main(["doctor", *flags]) == 1
+    assert "old: 'model.h5' is a Keras model in the format of old" in capsys.readouterr().out

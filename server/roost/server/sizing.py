@@ -210,7 +210,7 @@ def _sizes_of(repository: LocalRepository, name: str, known: KnownSizes) -> Iter
     description = folder.load_config()
     served = served_versions(description, folder.versions_of(description))
     if not served:
-        raise NotFound("it has no version to serve")
+        raise NotFound(folder.foreign_format() or "it has no version to serve")
     if description.ensemble is not None:  # its steps are models of their own
         return
     for version in served:
