@@ -142,7 +142,7 @@ async def test_scenario_19_cold_flood_isolation(tmp_path: Path, repository: Path
             done.set()
         print(outcomes, "loads", loads, "most queued", seen.queued)
         assert set(outcomes) <= {"hot", "healthy", "answered", "late", "shed"}
-        assert outcomes["answered"]
+        assert outcomes["answered"] >= 5
         assert seen.used_bytes <= seen.budget_bytes
         assert seen.queued <= 1000 + len(hot)
         for name in hot:

@@ -315,8 +315,9 @@ def test_labels_that_can_not_be_read(tmp_path: Path, name: str) -> None:
     [
         (
             "1/model.plan",
-            "'model.plan' is a TensorRT engine, which no runtime here loads: there is no TensorRT",
+            "'model.plan' is a TensorRT engine, which no runtime here loads: there is no TensorRT runtime: serve",
         ),
+        ("1/model.xml", "no OpenVINO runtime"),
         ("1/model.graphdef/x", "'model.graphdef' is a graph of TensorFlow 1, .*: save it as a SavedModel"),
     ],
 )

@@ -8,23 +8,27 @@ from posixpath import splitext
 from roost.registry_client.files import shown
 
 _TO_ONNX = "export it to ONNX"
+_KERAS = ("a Keras model in the format of old", "save it with model.export('model.savedmodel')")
+_TENSORFLOW_1 = ("a graph of TensorFlow 1", "save it as a SavedModel")
+_TENSORRT = ("a TensorRT engine", "there is no TensorRT runtime: serve the ONNX model that it was made of")
+_WEIGHTS = ("weights without a program", "export the model, to ONNX or with torch.export")
 _FORMATS: Mapping[str, tuple[str, str]] = {
-    ".bin": ("weights without a program", "export the model, to ONNX or with torch.export"),
+    ".bin": _WEIGHTS,
     ".cbm": ("a CatBoost model", "save it with save_model(path, format='onnx')"),
     ".ckpt": ("a checkpoint, weights without a program", "export the model, to ONNX or with torch.export"),
-    ".engine": ("a TensorRT engine", "there is no TensorRT runtime: serve the ONNX model that it was made of"),
+    ".engine": _TENSORRT,
     ".gguf": ("a language model of llama.cpp", "serve it with a server for such models"),
-    ".graphdef": ("a graph of TensorFlow 1", "save it as a SavedModel"),
-    ".h5": ("a Keras model in the format of old", "save it with model.export('model.savedmodel')"),
-    ".hdf5": ("a Keras model in the format of old", "save it with model.export('model.savedmodel')"),
+    ".graphdef": _TENSORFLOW_1,
+    ".h5": _KERAS,
+    ".hdf5": _KERAS,
     ".mar": ("an archive of TorchServe", "put the TorchScript file in it into a version's folder as model.pt"),
     ".mlmodel": ("a Core ML model", _TO_ONNX),
     ".mojo": ("an H2O model", _TO_ONNX),
-    ".pb": ("a graph of TensorFlow 1", "save it as a SavedModel"),
-    ".plan": ("a TensorRT engine", "there is no TensorRT runtime: serve the ONNX model that it was made of"),
+    ".pb": _TENSORFLOW_1,
+    ".plan": _TENSORRT,
     ".pmml": ("a PMML model", "save it with skops, as ONNX, or as what made it does"),
     ".pth": ("weights of PyTorch without a program", "save it with torch.export.save as model.pt2"),
-    ".safetensors": ("weights without a program", "export the model, to ONNX or with torch.export"),
+    ".safetensors": _WEIGHTS,
     ".tflite": ("a TensorFlow Lite model", "serve the SavedModel that it was made of"),
     ".xml": ("an OpenVINO model", "there is no OpenVINO runtime: serve the ONNX model that it was made of"),
 }

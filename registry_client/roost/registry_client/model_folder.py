@@ -90,12 +90,13 @@ class ModelFolder:
         return versions
 
     def foreign_format(self) -> str:
-        """What a file of a folder without versions is, if it is a model that no runtime reads; empty if none is.
+        """What a file is, in a folder without versions, if it is a model that no runtime reads; empty if none is.
 
         Raises:
             NotFound: If the folder is gone.
         """
-        return foreign_format(self._list()[1])
+        versions, files = self._list()
+        return "" if versions else foreign_format(files)
 
     def detect_backend(self) -> str:
         """The backend of a configuration that names none: that of its format, else the one that the files hint at.

@@ -75,19 +75,13 @@ class Asking:
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Sends a request and waits for its answer; see ``Inference.infer``."""
-        failure: RoostError | Code | None = Code.CANCELLED
         try:
             response = await self._models.infer(request)
-            failure = None
-            return response
-        except RoostError as error:
-            failure = error
+        except BaseException as error:
+            self._stats.finished(request, _failure_of(error))
             raise
-        except Exception:
-            failure = Code.INTERNAL
-            raise
-        finally:
-            self._stats.finished(request, failure)
+        self._stats.finished(request, None)
+        return response
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Sends a request to any model; see ``Inference.infer_stream``. It is counted once."""
@@ -97,12 +91,9 @@ class Asking:
                 async for response in responses:
                     ended = response.final
                     yield response
-        except RoostError as error:
-            self._stats.finished(request, error)
-            raise
         except BaseException as error:
-            code = Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED
-            self._stats.finished(request, None if ended and code is Code.CANCELLED else code)
+            failure = _failure_of(error)
+            self._stats.finished(request, None if ended and failure is Code.CANCELLED else failure)
             raise
         self._stats.finished(request, None)
 
@@ -133,6 +124,13 @@ class _Asked:
             self._is_over, self.give_up = True, _nothing
             self._stats.finished(self.request, Code.CANCELLED)
             give_up()
+
+
+def _failure_of(error: BaseException) -> RoostError | Code:
+    """What a request is counted with that ended so."""
+    if isinstance(error, RoostError):
+        return error
+    return Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED
 
 
 def _nothing() -> None:

@@ -160,7 +160,7 @@ class Opener:
         served = served_versions(description, versions)
         model.unserved = frozenset(versions) - frozenset(served)
         if not served:
-            foreign = "" if versions else folder.foreign_format()
+            foreign = folder.foreign_format()
             model.error = Unavailable(f"model '{folder.name}' has no version to serve{foreign and f': {foreign}'}")
         for version in served:
             model.versions[version] = self._version(folder, description, version)

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from roost.core.tasks import in_background
 from roost.router.process import CHILD_ENVIRONMENT
 from roost.router.process_watch import Watch
 
@@ -166,8 +167,7 @@ class _Launched:
         assert stdin is not None
         assert stdout is not None
         number = next(self._numbers)
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._end_if_stopped())
+        async with in_background(self._end_if_stopped()):
             try:
                 stdin.write(json.dumps({"id": number, **job}).encode() + b"\n")
                 await stdin.drain()
@@ -175,7 +175,6 @@ class _Launched:
                 answer = json.loads(line) if line else None
             except (OSError, ValueError):
                 answer = None
-            watch.cancel()
         if not isinstance(answer, dict) or answer.get("id") != number:
             raise PreparerFailed
         return answer

@@ -106,7 +106,7 @@ class Looker:
         report.unserved = [version for version in versions if version not in served]
         if not versions:
             nothing = "it has neither version folders nor a file that some runtime reads"
-            report.problems.append(foreign_format(names) or nothing)
+            report.problems.append(folder.foreign_format() or nothing)
         if versions and not served:
             report.problems.append("its version_policy serves none of its versions")
         for number in [wanted] if wanted else served:
