@@ -141,11 +141,11 @@ class Place:
         if found is None or found.availability is not Availability.READY or found.revision.special:
             return None
         self.asked.append(request)
+        request.context.served_by = found.revision.served_by
         if found.revision.contract is not None:
             found.revision.contract.check(request)
         if request.model_name in self.slow:
             return None
-        request.context.served_by = found.revision.served_by
         delay_s = self.delays_s.get(request.model_name, 0.0)
         handle = Handle(asyncio.get_running_loop().call_later(delay_s, self._settle, request, done))
         self.handles.append(handle)

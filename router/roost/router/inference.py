@@ -99,6 +99,7 @@ class Inference:
         if found is None or found.availability is not _AVAILABLE or (request.regions and not in_regions):
             return None
         revision = found.revision
+        context.served_by = revision.served_by  # whatever becomes of it, and be it cancelled before it goes on
         intake = revision.intake
         if intake is None or revision.failure is not None or revision.special or not revision.resident():
             return None
@@ -111,11 +112,9 @@ class Inference:
         if taken is None:
             if sum(len(tensor.data) for tensor in request.inputs) > _MUCH_TO_CHECK_BYTES:
                 return None
-            context.served_by = revision.served_by
             assert revision.contract is not None
             revision.contract.check(request)
             taken = intake.measure(request)
-        context.served_by = revision.served_by
         return self._submit(revision, request, done, taken, recorded=not in_regions)
 
     def stage(self, name: str, version: str, size_bytes: int) -> memoryview | None:
